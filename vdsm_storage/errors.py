@@ -67,6 +67,36 @@ class NotImplementedVerb(AgentError):
     template = "{method} is not built yet; rpc.discover tells which verbs are (implemented)"
 
 
+class AccessTimeout(AgentError):
+    code = 3
+    template = "{what} did not answer in {seconds} seconds; the storage behind it may hang"
+
+
+class ActionStopped(AgentError):
+    code = 443
+    template = "The operation was stopped on request"
+
+
+class CommandError(AgentError):
+    code = 100
+    template = "{program} failed ({status}): {stderr}"
+
+
+class CommandTimeout(AgentError):
+    code = 3
+    template = "{program} did not end within {seconds} seconds and was killed: {stderr}"
+
+
+class ResourceTimeout(AgentError):
+    code = 851
+    template = "Another operation holds {namespace}/{name}; waited {seconds} s; try again later"
+
+
+class InvalidConfiguration(AgentError):
+    code = 101
+    template = "Configuration {source}: [{section}] {option}: {reason}"
+
+
 class RecoveryInProgress(AgentError):
     code = 99
     template = "The agent is still recovering from a restart; try again in a few seconds"
@@ -75,3 +105,41 @@ class RecoveryInProgress(AgentError):
 class ResourceExhausted(AgentError):
     code = 1100
     template = "{resource} is full ({limit} waiting); try again later"
+
+
+# -- tasks and jobs --------------------------------------------------------------------------
+
+
+class TaskUnknown(AgentError):
+    code = 401
+    template = "No task {task}; it was never started here, or it was cleared"
+
+
+class TaskNotFinished(AgentError):
+    code = 403
+    template = "Task {task} has not finished (it is {state}); stop it or wait"
+
+
+class TaskAborted(AgentError):
+    code = 411
+    template = "Task {task} was stopped before it finished"
+
+
+class TaskNotRevertible(AgentError):
+    code = 410
+    template = "Task {task} is {state} and cannot be reverted: {reason}"
+
+
+class NoSuchJob(AgentError):
+    code = 66
+    template = "No job {job} on this host"
+
+
+class JobExists(AgentError):
+    code = 69
+    template = "Job {job} exists already; give each job an id of its own"
+
+
+class JobNotActive(AgentError):
+    code = 84
+    template = "Job {job} is {status} and cannot be aborted"
