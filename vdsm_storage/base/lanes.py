@@ -27,6 +27,7 @@ class _Work:
     call: Callable[[], object]
     future: Future[Any]
     deadline: float
+    timeout: float
     context: contextvars.Context
 
 
@@ -59,7 +60,8 @@ class Lanes:
         Raises ResourceExhausted when the lane's queue is full.
         """
         future: Future[Any] = Future()
-        work = _Work(call, future, self._clock.monotonic() + timeout, contextvars.copy_context())
+        deadline = self._clock.monotonic() + timeout
+        work = _Work(call, future, deadline, timeout, contextvars.copy_context())
         with self._changed:
             if self._closed:
                 raise ResourceExhausted(resource="The agent is stopping; its queue", limit=0)
@@ -107,7 +109,8 @@ class Lanes:
             if not work.future.set_running_or_notify_cancel():
                 continue
             if self._clock.monotonic() >= work.deadline:
-                work.future.set_exception(AccessTimeout(what=f"lane {key}", seconds="its"))
+                late = AccessTimeout(what=f"Lane {key}", seconds=work.timeout)
+                work.future.set_exception(late)
                 continue
             lane.busy_since[me] = self._clock.monotonic()
             try:

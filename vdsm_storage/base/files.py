@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files: replaced atomically, read past the page cache, made durable."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+DIRECT_ALIGN = 4096  # serves devices with sectors of 512 and of 4096 bytes
+
+
+def write_atomic(path: str, data: bytes, mode: int = 0o644, suffix: str = ".new") -> None:
+    """Replace `path` with `data`: write `path + suffix`, fsync, rename, fsync the directory.
+
+    A reader sees the old bytes or the new ones.  A crash may leave `path + suffix` behind; the
+    next write takes it over.  Raises OSError.
+    """
+    new = path + suffix
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(fd, mode)
+        _write_all(fd, data)
+        os.fsync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+    finally:
+        os.close(fd)
+    os.rename(new, path)
+    sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """Make creations, renames and removals in the directory `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some FUSE servers have no fsyncdir
+            raise
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@contextlib.contextmanager
+def _direct(path: str, flags: int) -> Iterator[int]:
+    """An O_DIRECT descriptor; plain where the file system has no direct I/O (tmpfs, some FUSE)."""
+    try:
+        fd = os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read_direct(path: str, length: int, offset: int = 0) -> bytes:
+    """Up to `length` bytes at `offset` (a multiple of 4096), read from the storage itself."""
+    size = max(DIRECT_ALIGN, -(-length // DIRECT_ALIGN) * DIRECT_ALIGN)
+    with mmap.mmap(-1, size) as buffer, _direct(path, os.O_RDONLY) as fd:
+        done = 0
+        while done < length:
+            with memoryview(buffer)[done:] as rest:
+                count = os.preadv(fd, [rest], offset + done)
+            if count == 0:
+                break
+            done += count
+            if count % DIRECT_ALIGN:
+                break  # end of file
+        return buffer[: min(done, length)]
+
+
+def write_direct(path: str, data: bytes, offset: int, align: int = 512) -> None:
+    """Write `data` (whole sectors of `align` bytes) at `offset`, to the storage itself."""
+    if len(data) % align or offset % align:
+        raise ValueError(f"direct write of {len(data)} bytes at {offset} is not aligned to {align}")
+    with mmap.mmap(-1, max(DIRECT_ALIGN, len(data))) as buffer, _direct(path, os.O_RDWR) as fd:
+        buffer[: len(data)] = data
+        done = 0
+        while done < len(data):
+            with memoryview(buffer)[done : len(data)] as rest:
+                done += os.pwritev(fd, [rest], offset + done)
+        os.fdatasync(fd)
+
+
+def read_small(path: str, limit: int = 1024 * 1024) -> bytes:
+    """A small file's bytes, symlinks refused; OSError EFBIG past `limit`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        data = os.read(fd, limit + 1)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data
+
+
+def unlink_if_there(path: str) -> bool:
+    """Remove a file; True if it was there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run a program: argv list, always a timeout, cancellable, its stderr in the error.
+
+A child dies with this process (PDEATHSIG through setpriv), so that kill -9 of the agent leaves no
+qemu-img writing behind its back.  Memory and CPU limits go through prlimit.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.errors import ActionStopped, CommandError, CommandTimeout
+
+STDERR_KEPT = 4096  # bytes of stderr that go into an error
+OUTPUT_LIMIT = 64 * 1024 * 1024  # a program that prints more than this is killed
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resource limits of a child that reads hostile input."""
+
+    memory: int | None = None  # bytes of address space
+    cpu: int | None = None  # seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run and how long it may take.
+
+    `on_output` gets each piece of stdout as it comes (progress); the output is then not kept.
+    `ok` are the exit codes that are no error.  `die_with_parent` is off for daemons only.
+    """
+
+    argv: Sequence[str]
+    timeout: float
+    input: bytes | None = None
+    cancel: Cancel | None = None
+    on_output: Callable[[bytes], None] | None = None
+    env: Mapping[str, str] | None = None
+    limits: Limits | None = None
+    ok: Sequence[int] = (0,)
+
+    @property
+    def program(self) -> str:
+        return os.path.basename(self.argv[0])
+
+
+def run(command: Command) -> Result:
+    """Run to the end.  Raises CommandError, CommandTimeout, or ActionStopped when cancelled."""
+    started = time.monotonic()
+    if command.cancel is not None:
+        command.cancel.check()
+    try:
+        process = subprocess.Popen(
+            [*_prefix(command.limits), *command.argv],
+            stdin=subprocess.PIPE if command.input is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C", **(command.env or {})},
+            process_group=0,
+        )
+    except OSError as error:
+        raise CommandError(
+            program=command.program, status="not started", stderr=error.strerror
+        ) from error
+    forget = _stop_when_cancelled(command.cancel, process)
+    try:
+        stdout, stderr = _communicate(process, command, started + command.timeout)
+        left = max(0.1, started + command.timeout - time.monotonic())
+        process.wait(timeout=left)
+    except subprocess.TimeoutExpired:
+        raise CommandTimeout(
+            program=command.program, seconds=command.timeout, stderr="no further output"
+        ) from None
+    finally:
+        forget()
+        _kill(process)
+    if command.cancel is not None and command.cancel.requested:
+        raise ActionStopped()
+    if process.returncode not in command.ok:
+        raise CommandError(
+            program=command.program,
+            status=_status(process.returncode),
+            stderr=stderr[-STDERR_KEPT:].decode(errors="replace").strip() or "no message",
+        )
+    return Result(stdout, stderr, time.monotonic() - started)
+
+
+def _prefix(limits: Limits | None) -> list[str]:
+    prefix = ["setpriv", "--pdeathsig", "KILL"]
+    if limits is not None:
+        prefix.append("prlimit")
+        if limits.memory is not None:
+            prefix.append(f"--as={limits.memory}")
+        if limits.cpu is not None:
+            prefix.append(f"--cpu={limits.cpu}")
+        prefix.append("--core=0")
+    return prefix
+
+
+def _status(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
+def _stop_when_cancelled(cancel: Cancel | None, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    if cancel is None:
+        return lambda: None
+    return cancel.on_request(process.terminate)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], command: Command, deadline: float
+) -> tuple[bytes, bytes]:
+    """Feed stdin and read both outputs until they close; TimeoutExpired at the deadline."""
+    kept: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+    feed = memoryview(command.input or b"")
+    with selectors.DefaultSelector() as selector:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        selector.register(process.stdout, selectors.EVENT_READ, "stdout")
+        selector.register(process.stderr, selectors.EVENT_READ, "stderr")
+        if process.stdin is not None:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(command.argv, command.timeout)
+            for key, _ in selector.select(left):
+                if key.data == "stdin":
+                    feed = _write(process, feed)
+                    if not feed:
+                        selector.unregister(key.fileobj)
+                        _close_stdin(process)
+                    continue
+                piece = os.read(key.fd, 65536)
+                if not piece:
+                    selector.unregister(key.fileobj)
+                elif key.data == "stdout" and command.on_output is not None:
+                    command.on_output(piece)
+                else:
+                    kept[key.data] += piece
+                    if len(kept[key.data]) > OUTPUT_LIMIT:
+                        raise CommandError(
+                            program=command.program, status="killed", stderr="it prints without end"
+                        )
+    return bytes(kept["stdout"]), bytes(kept["stderr"])
+
+
+def _write(process: subprocess.Popen[bytes], feed: memoryview) -> memoryview:
+    assert process.stdin is not None
+    try:
+        return feed[os.write(process.stdin.fileno(), feed) :]
+    except BlockingIOError:
+        return feed
+    except BrokenPipeError:  # the program did not want all of it; its exit code tells the rest
+        return memoryview(b"")
+
+
+def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.close()
+    except BrokenPipeError:
+        return
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a child that still runs, politely first; reap it; close our ends of its pipes."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                pass  # in the kernel, on dead storage: init reaps it when the I/O returns
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    if process.stdin is not None:
+        _close_stdin(process)
