@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Configuration: commented classes, filled from INI files and their drop-ins.
+
+/etc/vdsm-storage/*.conf are read in name order, then /etc/vdsm-storage/conf.d/*.conf; a later
+value wins.  `vdsm-storaged --show-config` prints the result.
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import glob
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from vdsm_storage.errors import InvalidConfiguration
+
+
+@dataclass
+class Addresses:
+    """Where the agent listens."""
+
+    # Address to bind; :: serves IPv4 too.
+    management_ip: str = "::"
+    # TCP port of STOMP and HTTP; 0 takes a free one.
+    management_port: int = 54321
+    # STOMP destinations that carry requests.
+    request_queues: str = "jms.topic.vdsm_requests,jms.topic.vdsm_irs_requests"
+
+
+@dataclass
+class Tls:
+    """Mutual TLS; the files are those of an engine-managed host."""
+
+    # False serves plain text: for a lab only.
+    enabled: bool = True
+    # Refuse a client whose certificate does not name its address.
+    verify_client_cert: bool = False
+    # Seconds from accept until the handshake is done and the protocol is known.
+    handshake_timeout: float = 10.0
+
+
+@dataclass
+class Rpc:
+    """Limits of the wire."""
+
+    # Requests that may wait in one connection's queue; beyond it error 1100.
+    max_outstanding: int = 2000
+    # Bytes of one STOMP frame or HTTP body.
+    max_frame: int = 4 * 1024 * 1024
+    # Bytes that may wait for a peer that reads slowly before it is disconnected.
+    max_output: int = 16 * 1024 * 1024
+    # Open connections.
+    max_connections: int = 500
+    # Answer unknown parameters with an error instead of a warning.
+    strict: bool = False
+    # Check every reply against the schema (always on in the tests).
+    check_replies: bool = False
+
+
+@dataclass
+class Storage:
+    """Storage domains and the work on them."""
+
+    # Threads and queued calls of one domain's lane.
+    lane_workers: int = 8
+    lane_queue: int = 1000
+    # Seconds between two checks of a domain.
+    monitor_interval: float = 10.0
+    # Seconds to wait for a lock or lease that another operation holds.
+    lock_timeout: float = 30.0
+    # Seconds that an ended job stays visible.
+    job_keep: float = 3600.0
+    # Seconds that a mount or an unmount may take.
+    mount_timeout: float = 60.0
+    # Address space in bytes, and CPU seconds, of qemu-img reading an untrusted image.
+    untrusted_memory: int = 1024 * 1024 * 1024
+    untrusted_cpu: int = 30
+    # Owner of volumes; numbers or names.
+    user: str = "vdsm"
+    group: str = "kvm"
+
+
+@dataclass
+class Sanlock:
+    """Leases between hosts."""
+
+    # Seconds of sanlock's I/O time-out; with 10, a dead host's leases are free after 140 s.
+    io_timeout: int = 10
+    # Seconds to wait for a host id to be acquired.
+    host_id_timeout: float = 180.0
+
+
+@dataclass
+class Log:
+    """The log file."""
+
+    level: str = "INFO"
+    # Bytes after which the file is rotated, and how many old ones are kept.
+    size: int = 10 * 1024 * 1024
+    keep: int = 5
+
+
+@dataclass
+class Paths:
+    """Where things are.  `--dev DIR` puts all of them below DIR."""
+
+    # The tree of links to domains and images that engines write into domain XML.
+    data_center: str = "/rhev/data-center"
+    # Run-time links of prepared volumes, sockets.
+    run: str = "/run/vdsm"
+    # Journal, remembered connections.
+    state: str = "/var/lib/vdsm-storage"
+    # certs/ and keys/.
+    pki: str = "/etc/pki/vdsm"
+    log: str = "/var/log/vdsm-storage/agent.log"
+    # sanlock's run directory when it is not the system's.
+    sanlock_run: str = ""
+
+
+@dataclass
+class Config:
+    addresses: Addresses = field(default_factory=Addresses)
+    tls: Tls = field(default_factory=Tls)
+    rpc: Rpc = field(default_factory=Rpc)
+    storage: Storage = field(default_factory=Storage)
+    sanlock: Sanlock = field(default_factory=Sanlock)
+    log: Log = field(default_factory=Log)
+    paths: Paths = field(default_factory=Paths)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+
+def load(directory: str = "/etc/vdsm-storage") -> Config:
+    """Defaults, overridden by the files below `directory`.  Raises InvalidConfiguration."""
+    config = Config()
+    names = sorted(glob.glob(os.path.join(directory, "*.conf")))
+    names += sorted(glob.glob(os.path.join(directory, "conf.d", "*.conf")))
+    for name in names:
+        _merge(config, name)
+    return config
+
+
+def dev(config: Config, directory: str) -> Config:
+    """The same configuration with all state below `directory` and the port on loopback."""
+    config.paths = Paths(
+        data_center=os.path.join(directory, "data-center"),
+        run=os.path.join(directory, "run"),
+        state=os.path.join(directory, "state"),
+        pki=os.path.join(directory, "pki"),
+        log=os.path.join(directory, "agent.log"),
+        sanlock_run=os.path.join(directory, "sanlock"),
+    )
+    config.addresses.management_ip = "127.0.0.1"
+    config.addresses.management_port = 0
+    config.storage.user = str(os.geteuid())
+    config.storage.group = str(os.getegid())
+    return config
+
+
+def _merge(config: Config, path: str) -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_file(file)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise InvalidConfiguration(source=path, section="", option="", reason=error) from error
+    for section in parser.sections():
+        target = getattr(config, section, None)
+        if not dataclasses.is_dataclass(target):
+            raise InvalidConfiguration(
+                source=path, section=section, option="", reason="there is no such section"
+            )
+        for option, text in parser.items(section):
+            _set(target, option, text, path, section)
+
+
+def _set(target: Any, option: str, text: str, path: str, section: str) -> None:
+    def wrong(reason: str) -> InvalidConfiguration:
+        return InvalidConfiguration(source=path, section=section, option=option, reason=reason)
+
+    if option not in {f.name for f in dataclasses.fields(target)}:
+        raise wrong("there is no such option")
+    old = getattr(target, option)
+    value: object
+    try:
+        if isinstance(old, bool):
+            if text.lower() not in ("true", "false"):
+                raise wrong(f"{text!r} is neither true nor false")
+            value = text.lower() == "true"
+        else:
+            value = type(old)(text)
+    except ValueError as error:
+        raise wrong(f"{text!r} is not of the type {type(old).__name__}") from error
+    setattr(target, option, value)

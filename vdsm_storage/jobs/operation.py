@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A multi-step operation as its author writes it.
+
+A `Kind` says how one sort of operation runs and how it is recovered:
+
+    Kind("volume.create", steps=("made", "published"), run=..., recover=...)
+
+`run(op)` does the work, calling `op.step("made")` between steps and `op.record(key=value)` before
+it does something that undoing must know.  `recover(op)` is called after run failed or after a
+restart; it looks at the storage and at `op.facts`, and either completes the operation (returns
+True) or takes everything back (returns False).  It is idempotent: it may die and be called again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.jobs.journal import Entry, Journal
+
+
+class CrashPoints:
+    """Kills this process at one named point (`kind:step`), for tests.  Unarmed in production.
+
+    A point may carry a count: `volume.create:made:3` dies when it is reached the third time.
+    """
+
+    def __init__(self, armed: str | None = None) -> None:
+        parts = (armed or "").split(":")
+        self._point = ":".join(parts[:2]) if armed else None
+        self._left = int(parts[2]) if len(parts) > 2 else 1
+
+    def reach(self, point: str) -> None:
+        if self._point == point:
+            self._left -= 1
+            if self._left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Operation:
+    """What the author of an operation has in hand while it runs or is recovered."""
+
+    def __init__(self, kind: Kind, entry: Entry, journal: Journal, crash: CrashPoints) -> None:
+        self._kind = kind
+        self._entry = entry
+        self._journal = journal
+        self._crash = crash
+        self._lock = threading.Lock()
+        self._progress: float | None = None
+        self.cancel = Cancel()
+
+    @property
+    def id(self) -> str:
+        return self._entry.id
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """What the operation was asked to do: JSON values only."""
+        return self._entry.params
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What `record` has kept, also from before a restart."""
+        return self._entry.facts
+
+    @property
+    def fraction(self) -> float | None:
+        """0.0 to 1.0, or None before the first report."""
+        return self._progress
+
+    def step(self, name: str, *, abortable: bool = True) -> None:
+        """A boundary between two steps: a crash point, and a place where a stop is obeyed.
+
+        `abortable=False` once the operation must go on to its end.  Raises ActionStopped.
+        """
+        if name not in self._kind.steps:
+            raise LookupError(f"{self._kind.name} does not declare the step {name}")
+        self._crash.reach(f"{self._kind.name}:{name}")
+        if abortable:
+            self.cancel.check()
+
+    def record(self, **facts: Any) -> None:
+        """Keep facts that recovery needs; durable when it returns."""
+        with self._lock:
+            self._entry.facts.update(facts)
+            self._journal.save(self._entry)
+
+    def progress(self, fraction: float) -> None:
+        """Report how far the work is, 0.0 to 1.0.  Cheap; call it as often as you like."""
+        self._progress = min(1.0, max(0.0, fraction))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sort of operation; see the module's text.
+
+    `revert` takes back a finished operation (Task.revert); None where that makes no sense.
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    run: Callable[[Operation], Any]
+    recover: Callable[[Operation], bool]
+    revert: Callable[[Operation], None] | None = None

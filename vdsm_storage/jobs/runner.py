@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs operations: as tasks and jobs in lanes, or in the caller's thread; recovers them all.
+
+A task or job whose process died is recovered when the domains that it needs are there again
+(`recover_domains`).  Until then it is shown as running, because nobody knows yet how it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vdsm_storage.base.clock import Clock
+from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.base.uuids import new_uuid
+from vdsm_storage.errors import ActionStopped, AgentError, JobExists, TaskAborted
+from vdsm_storage.jobs import journal as j
+from vdsm_storage.jobs.journal import Entry, Journal
+from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation
+
+log = logging.getLogger("jobs")
+
+RUN_TIMEOUT = 7 * 24 * 3600.0  # seconds that a queued task may wait for its lane
+EVERY_DOMAIN = "*"  # recover whatever needs no particular domain
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: the kind's name, its params (JSON values), where, and on whose behalf."""
+
+    kind: str
+    params: Mapping[str, Any]
+    domains: Sequence[str]
+    verb: str
+    lane: str = ":host"
+    description: str = ""
+
+
+@dataclass
+class Running:
+    """An entry and, while it runs or waits for recovery, its operation."""
+
+    entry: Entry
+    operation: Operation
+    interrupted: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Runner:
+    """`kinds` is the explicit table of what can run (agent.py builds it).
+
+    `on_change(entry, fraction)` is told of every state change, from the thread that made it.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        lanes: Lanes,
+        clock: Clock,
+        crash: CrashPoints,
+        on_change: Callable[[Entry, float | None], None],
+    ) -> None:
+        self._journal = journal
+        self._lanes = lanes
+        self._clock = clock
+        self._crash = crash
+        self._on_change = on_change
+        self._kinds: dict[str, Kind] = {}
+        self._lock = threading.Lock()
+        self._running: dict[str, Running] = {}
+
+    def add_kinds(self, kinds: Sequence[Kind]) -> None:
+        """Part of the wiring: called before load() and before any request."""
+        for kind in kinds:
+            if kind.name in self._kinds:
+                raise ValueError(f"operation kind {kind.name} is defined twice")
+            self._kinds[kind.name] = kind
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        return self._kinds
+
+    # -- starting ----------------------------------------------------------------------------
+
+    def run(self, request: Request) -> Any:
+        """Run in this thread and return the result; journaled, and gone from the journal after."""
+        running = self._register(j.CALL, new_uuid(), request)
+        try:
+            return self._execute(running)
+        finally:
+            self.forget(running.entry.id)
+
+    def start_task(self, request: Request) -> str:
+        """Start a task in its lane; returns its id at once."""
+        running = self._register(j.TASK, new_uuid(), request)
+        self._submit(running, request.lane)
+        return running.entry.id
+
+    def start_job(self, job_id: str, request: Request) -> None:
+        """Start a job under the id that the caller chose.  Raises JobExists."""
+        running = self._register(j.JOB, job_id, request)
+        self._submit(running, request.lane)
+
+    def _register(self, family: str, entry_id: str, request: Request) -> Running:
+        kind = self._kinds[request.kind]
+        entry = Entry(
+            id=entry_id,
+            family=family,
+            kind=request.kind,
+            verb=request.verb,
+            params=dict(request.params),
+            domains=list(request.domains),
+            description=request.description,
+            created=self._clock.time(),
+        )
+        running = Running(entry, Operation(kind, entry, self._journal, self._crash))
+        with self._lock:
+            if entry_id in self._running:
+                raise JobExists(job=entry_id)
+            self._running[entry_id] = running
+        try:
+            self._journal.save(entry)
+        except OSError:
+            with self._lock:
+                del self._running[entry_id]
+            raise
+        return running
+
+    def _submit(self, running: Running, lane: str) -> None:
+        def work() -> None:
+            try:
+                self._execute(running)
+            except Exception as error:  # noqa: BLE001 - root of the task; the entry holds it
+                log.warning("%s %s ended: %s", running.entry.verb, running.entry.id, error)
+
+        try:
+            self._lanes.submit(f"task {lane}", work, RUN_TIMEOUT)
+        except AgentError:
+            self.forget(running.entry.id)
+            raise
+
+    # -- running -----------------------------------------------------------------------------
+
+    def _execute(self, running: Running) -> Any:
+        entry, operation = running.entry, running.operation
+        kind = self._kinds[entry.kind]
+        self._change(running, j.RUNNING, durable=False)
+        try:
+            operation.cancel.check()
+            result = kind.run(operation)
+        except Exception as error:
+            self._failed(running, error)
+            raise
+        self._finish(running, "success", result)
+        return result
+
+    def _failed(self, running: Running, error: Exception) -> None:
+        """Take back what a failed run left; remember the first error."""
+        entry = running.entry
+        if isinstance(error, ActionStopped):
+            entry.aborted = True
+            if entry.family == j.TASK:
+                error = TaskAborted(task=entry.id)
+        else:
+            log.exception("%s %s failed", entry.verb, entry.id)
+        code = error.code if isinstance(error, AgentError) else 100
+        entry.error = {"code": code, "message": str(error)}
+        self._change(running, j.CLEANING)
+        outcome = "cleanSuccess"
+        try:
+            self._kinds[entry.kind].recover(running.operation)
+        except Exception:
+            log.exception("%s %s could not be taken back", entry.verb, entry.id)
+            outcome = "cleanFailure"
+        self._finish(running, outcome, None)
+
+    def _finish(self, running: Running, outcome: str, result: Any) -> None:
+        entry = running.entry
+        entry.outcome = outcome
+        entry.result = result
+        entry.ended = self._clock.time()
+        self._change(running, j.FINISHED, durable=entry.family != j.CALL)
+        running.done.set()
+
+    def _change(self, running: Running, state: str, durable: bool = True) -> None:
+        running.entry.state = state
+        if durable:
+            self._journal.save(running.entry)
+        if running.entry.family != j.CALL:
+            self._on_change(running.entry, running.operation.fraction)
+
+    # -- after a restart ---------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read the journal; entries that were running wait for their domains."""
+        for entry in self._journal.load():
+            kind = self._kinds.get(entry.kind)
+            if kind is None:
+                log.error("Journal entry %s is of the unknown kind %s: left alone", entry.id, entry.kind)
+                continue
+            running = Running(entry, Operation(kind, entry, self._journal, self._crash))
+            running.interrupted = entry.state != j.FINISHED
+            if not running.interrupted:
+                running.done.set()
+            with self._lock:
+                self._running[entry.id] = running
+
+    def interrupted(self) -> list[Entry]:
+        """What still waits for its domains."""
+        with self._lock:
+            return [r.entry for r in self._running.values() if r.interrupted]
+
+    def recover_domains(self, usable: Callable[[str], bool]) -> None:
+        """Recover, oldest first, every interrupted entry all of whose domains are `usable`."""
+        with self._lock:
+            waiting = [r for r in self._running.values() if r.interrupted]
+        for running in sorted(waiting, key=lambda r: r.entry.created):
+            if all(usable(domain) for domain in running.entry.domains):
+                self._recover(running)
+
+    def _recover(self, running: Running) -> None:
+        entry = running.entry
+        with self._lock:
+            if not running.interrupted:
+                return
+            running.interrupted = False
+        log.info("Recovering %s %s (%s)", entry.verb, entry.id, entry.kind)
+        try:
+            completed = self._kinds[entry.kind].recover(running.operation)
+        except Exception as error:  # noqa: BLE001 - root of the recovery of one entry
+            log.exception("Recovery of %s %s failed; it is tried again", entry.verb, entry.id)
+            entry.facts["recovery_error"] = str(error)
+            running.interrupted = True
+            return
+        if entry.family == j.CALL:
+            self.forget(entry.id)
+        elif completed:
+            self._finish(running, "success", entry.facts.get("result"))
+        else:
+            if entry.error is None:
+                message = f"{entry.verb} was interrupted by a restart of the agent and taken back"
+                entry.error = {"code": 411 if entry.aborted else 100, "message": message}
+            self._finish(running, "cleanSuccess", None)
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def get(self, entry_id: str, family: str) -> Running | None:
+        with self._lock:
+            running = self._running.get(entry_id)
+        return running if running is not None and running.entry.family == family else None
+
+    def all(self, family: str) -> list[Running]:
+        with self._lock:
+            return [r for r in self._running.values() if r.entry.family == family]
+
+    def stop(self, running: Running) -> None:
+        """Ask it to stop; it ends at its next step."""
+        if running.entry.state in (j.INIT, j.RUNNING):
+            running.entry.aborted = True
+            if not running.interrupted:
+                self._change(running, j.ABORTING, durable=False)
+            running.operation.cancel.request()
+
+    def revert(self, running: Running) -> None:
+        """Take a finished operation back, in this thread.  The caller checked that it can be."""
+        revert = self._kinds[running.entry.kind].revert
+        assert revert is not None
+        revert(running.operation)
+        running.entry.outcome = "cleanSuccess"
+        self._change(running, j.FINISHED)
+
+    def forget(self, entry_id: str) -> None:
+        """Drop an entry from memory and disk."""
+        with self._lock:
+            running = self._running.pop(entry_id, None)
+        if running is not None:
+            self._journal.remove(running.entry)
