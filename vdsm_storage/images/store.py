@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a storage domain offers to the code that works on volumes and images.
+
+File domains fulfil it with directories (domains/file_store.py), block domains with logical
+volumes.  All sizes are bytes.  Every method does blocking I/O and runs in the domain's lane.
+Methods that make or remove things are idempotent: they may be called again after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`apparent`: length of the file or device.  `allocated`: what it takes from the domain."""
+
+    apparent: int
+    allocated: int
+
+
+@dataclass(frozen=True)
+class NewVolume:
+    """Storage to be made for a volume; `size` is what to allocate (a file may start smaller)."""
+
+    image: str
+    volume: str
+    size: int
+    preallocated: bool
+    raw: bool
+
+
+class Store(Protocol):
+    """One domain, as images/ sees it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def version(self) -> int:
+        """Format of the domain: 3, 4 or 5."""
+
+    @property
+    def is_block(self) -> bool: ...
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def lock(self) -> ClusterLock:
+        """Held around every change of the domain's metadata."""
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def images(self) -> list[str]:
+        """UUIDs of the images, without those marked for removal."""
+
+    def volumes(self, image: str) -> list[str]:
+        """UUIDs of the image's published volumes, its template included.  [] for no image."""
+
+    def removed_images(self) -> dict[str, list[str]]:
+        """Images marked for removal (the image's UUID) and their volumes."""
+
+    def images_of_volume(self, volume: str) -> list[str]:
+        """Every image that has the volume: more than one for a template in use."""
+
+    # -- one volume --------------------------------------------------------------------------
+
+    def load(self, image: str, volume: str) -> VolumeMetadata:
+        """Raises VolumeDoesNotExist (201), VolumeMetadataReadError (207), MetadataCleared (757)."""
+
+    def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        """Replace the metadata of a published volume, durably."""
+
+    def path(self, image: str, volume: str) -> str:
+        """Where the data is, for qemu-img and qemu."""
+
+    def sizes(self, image: str, volume: str) -> Sizes: ...
+
+    def lease(self, image: str, volume: str) -> LeaseSpec | None:
+        """The volume's lease; None where the format has none (local directories)."""
+
+    # -- changes, under `lock` ---------------------------------------------------------------
+
+    def make(self, new: NewVolume) -> str:
+        """Allocate storage and lease; returns the path.  Nothing is listed before publish()."""
+
+    def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        """Write the metadata: from here on the volume exists."""
+
+    def unmake(self, image: str, volume: str) -> None:
+        """Remove whatever there is of a volume, published or not; the image too if it is empty."""
+
+    def resize(self, image: str, volume: str, size: int, preallocate: bool) -> None:
+        """Give the volume's storage `size` bytes: grows or (block, tail unused) shrinks it."""
+
+    def share(self, image: str, volume: str, into: str) -> None:
+        """Make a template's volume part of the image `into` as well."""
+
+    def mark_removed(self, image: str) -> None:
+        """Rename or tag an image so that it is no longer listed."""
+
+    def purge(self, image: str) -> None:
+        """Remove an image that was marked."""
+
+    # -- use on this host --------------------------------------------------------------------
+
+    def activate(self, image: str, volumes: Sequence[str]) -> None:
+        """Make the paths usable on this host (block: device-mapper); nothing on files."""
+
+    def deactivate(self, image: str, volumes: Sequence[str]) -> None: ...

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a verb function gets as its first argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vdsm_storage.config import Config
+
+
+@dataclass(frozen=True)
+class Services:
+    """The long-lived objects, built and wired by agent.py."""
+
+    config: Config
+
+
+@dataclass(frozen=True)
+class Context:
+    """One request: the services, whose flow it belongs to, and who asks."""
+
+    services: Services
+    flow_id: str = "-"
+    client: str = "-"
