@@ -7,6 +7,7 @@ qemu-img writing behind its back.  Memory and CPU limits go through prlimit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -122,7 +123,9 @@ def _status(returncode: int) -> str:
         return f"killed by signal {-returncode}"
 
 
-def _stop_when_cancelled(cancel: Cancel | None, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+def _stop_when_cancelled(
+    cancel: Cancel | None, process: subprocess.Popen[bytes]
+) -> Callable[[], None]:
     if cancel is None:
         return lambda: None
     return cancel.on_request(process.terminate)
@@ -193,10 +196,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
-            try:
+            # One that stays is in the kernel, on dead storage; init reaps it when the I/O returns.
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                pass  # in the kernel, on dead storage: init reaps it when the I/O returns
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

@@ -199,7 +199,7 @@ class Runner:
         for entry in self._journal.load():
             kind = self._kinds.get(entry.kind)
             if kind is None:
-                log.error("Journal entry %s is of the unknown kind %s: left alone", entry.id, entry.kind)
+                log.error("Entry %s is of the unknown kind %s: left alone", entry.id, entry.kind)
                 continue
             running = Running(entry, Operation(kind, entry, self._journal, self._crash))
             running.interrupted = entry.state != j.FINISHED
@@ -230,7 +230,7 @@ class Runner:
         log.info("Recovering %s %s (%s)", entry.verb, entry.id, entry.kind)
         try:
             completed = self._kinds[entry.kind].recover(running.operation)
-        except Exception as error:  # noqa: BLE001 - root of the recovery of one entry
+        except Exception as error:  # the root of one entry's recovery
             log.exception("Recovery of %s %s failed; it is tried again", entry.verb, entry.id)
             entry.facts["recovery_error"] = str(error)
             running.interrupted = True
