@@ -114,6 +114,7 @@ class Paths:
     state: str = "/var/lib/vdsm-storage"
     # certs/ and keys/.
     pki: str = "/etc/pki/vdsm"
+    # - logs to stderr.
     log: str = "/var/log/vdsm-storage/agent.log"
     # sanlock's run directory when it is not the system's.
     sanlock_run: str = ""
@@ -129,6 +130,10 @@ class Config:
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 
+    def log_path(self) -> str | None:
+        """None logs to stderr."""
+        return None if self.paths.log == "-" else self.paths.log
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
 
@@ -141,6 +146,18 @@ def load(directory: str = "/etc/vdsm-storage") -> Config:
     for name in names:
         _merge(config, name)
     return config
+
+
+def override(config: Config, assignment: str) -> None:
+    """Apply one `section.option=value`.  Raises InvalidConfiguration."""
+    name, equals, text = assignment.partition("=")
+    section, _, option = name.partition(".")
+    target = getattr(config, section, None)
+    if not equals or not dataclasses.is_dataclass(target):
+        raise InvalidConfiguration(
+            source="--set", section=section, option=option, reason="use SECTION.OPTION=VALUE"
+        )
+    _set(target, option, text, "--set", section)
 
 
 def dev(config: Config, directory: str) -> Config:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vdsm-storaged: the agent's program."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+
+from vdsm_storage import config as configuration
+from vdsm_storage.agent import Agent
+from vdsm_storage.base import logs
+from vdsm_storage.config import Config
+from vdsm_storage.errors import AgentError, InvalidConfiguration
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        config = _config(arguments)
+    except InvalidConfiguration as error:
+        return _complain(error)
+    if arguments.show_config:
+        json.dump(config.as_dict(), sys.stdout, indent=4, sort_keys=True)
+        sys.stdout.write("\n")
+        return 0
+    try:
+        # Every file that the agent makes is 0660 or 0644 by an explicit mode; never more than this.
+        os.umask(0o022)
+        os.makedirs(config.paths.run, mode=0o755, exist_ok=True)
+        os.makedirs(os.path.dirname(config.paths.log), mode=0o755, exist_ok=True)
+        lock = _lock(os.path.join(config.paths.run, "agent.lock"))
+    except OSError as error:
+        return _complain(error)
+    logs.setup(config.log_path(), config.log.level, config.log.size, config.log.keep)
+    try:
+        return asyncio.run(_serve(config, arguments.dev is not None))
+    except (AgentError, OSError) as error:
+        return _complain(error)
+    finally:
+        os.close(lock)
+
+
+async def _serve(config: Config, dev: bool) -> int:
+    agent = Agent(config, dev=dev, crash_point=os.environ.get("VDSM_STORAGE_CRASH"))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        port = await agent.start()
+        sys.stdout.write(f"ready {port}\n")
+        sys.stdout.flush()
+        await stop.wait()
+    finally:
+        await agent.stop()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vdsm-storaged", description="The storage agent of a hypervisor."
+    )
+    parser.add_argument(
+        "--dev", metavar="DIR", help="keep all state below DIR, with its own TLS authority and sanlock"
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="TCP port (0: any free one)")
+    parser.add_argument("--no-tls", action="store_true", help="serve plain text, for a lab only")
+    parser.add_argument(
+        "--config", metavar="DIR", default="/etc/vdsm-storage", help="where the .conf files are"
+    )
+    parser.add_argument(
+        "--set", metavar="SECTION.OPTION=VALUE", action="append", default=[],
+        help="override one option; may be given several times",
+    )
+    parser.add_argument(
+        "--show-config", action="store_true", help="print the configuration as JSON and end"
+    )
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    config = configuration.load(arguments.config)
+    if arguments.dev is not None:
+        configuration.dev(config, os.path.abspath(arguments.dev))
+    for assignment in arguments.set:
+        configuration.override(config, assignment)
+    if arguments.port is not None:
+        config.addresses.management_port = arguments.port
+    if arguments.no_tls:
+        config.tls.enabled = False
+    return config
+
+
+def _lock(path: str) -> int:
+    """One agent a run directory; held until the process ends."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise OSError(f"another agent runs here: {path} is locked") from None
+    return fd
+
+
+def _complain(error: Exception) -> int:
+    sys.stderr.write(f"vdsm-storaged: {error}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
