@@ -399,7 +399,7 @@ def test_every_source_names_its_license() -> None:
 
 
 def test_no_text_names_a_machine_of_ours() -> None:
-    named = [(str(path.relative_to(ROOT)), text) for path in files() for text in machine_names(path)]
+    named = [(str(p.relative_to(ROOT)), text) for p in files() for text in machine_names(p)]
     assert named == []
 
 
