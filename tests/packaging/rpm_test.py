@@ -63,7 +63,7 @@ def test_rpm_carries_all_that_a_host_needs(rpm: Path) -> None:
         "/etc/sudoers.d/50_vdsm-storage",
     ):
         assert name in listed
-    assert any(name.endswith("man8/vdsm-storaged.8.gz") for name in listed)
+    assert any("man8/vdsm-storaged.8" in name for name in listed)
     assert not [name for name in listed if "/tests/" in name or "__pycache__" in name]
 
 
@@ -82,7 +82,8 @@ def test_rpm_asks_for_what_setup_cfg_asks_for(rpm: Path) -> None:
 @needs_rpmbuild
 def test_payload_is_the_commit_and_imports(payload: Path) -> None:
     (site,) = payload.glob("usr/lib/python3*/site-packages")
-    folders = [n for n in ("vdsm_storage", "verbs", "schema", "lvm", "secrets") if (ROOT / n).exists()]
+    tops = ("vdsm_storage", "verbs", "schema", "lvm", "secrets")
+    folders = [name for name in tops if (ROOT / name).exists()]
     committed = run("git", "ls-tree", "-r", "--name-only", "HEAD", *folders).decode().split()
     kept = [name for name in committed if name.endswith((".py", ".yml"))]
     sources = {name.removeprefix("vdsm_storage/") for name in kept}
