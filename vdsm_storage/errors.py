@@ -143,3 +143,126 @@ class JobExists(AgentError):
 class JobNotActive(AgentError):
     code = 84
     template = "Job {job} is {status} and cannot be aborted"
+
+
+# -- volumes and images ----------------------------------------------------------------------
+
+
+class InvalidParameter(AgentError):
+    code = 1000
+    template = "{parameter}: {reason} (it is {value})"
+
+
+class VolumeDoesNotExist(AgentError):
+    code = 201
+    template = "No volume {volume} in image {image} of domain {domain}"
+
+
+class IncorrectFormat(AgentError):
+    code = 202
+    template = "Volume {volume}: {reason}"
+
+
+class VolumeIsBusy(AgentError):
+    code = 203
+    template = "Volume {volume} is in use ({reason}); try again when it is free"
+
+
+class VolumeImageHasChildren(AgentError):
+    code = 204
+    template = "Volume {volume} has children ({children}); delete those first"
+
+
+class VolumeCreationError(AgentError):
+    code = 205
+    template = "Volume {volume} could not be created: {reason}"
+
+
+class VolumeExtendingError(AgentError):
+    code = 206
+    template = "Volume {volume} could not be extended to {size} bytes: {reason}"
+
+
+class VolumeMetadataReadError(AgentError):
+    code = 207
+    template = "The metadata of volume {volume} cannot be used: {reason}"
+
+
+class VolumeMetadataWriteError(AgentError):
+    code = 208
+    template = "The metadata of volume {volume} cannot be written: {reason}"
+
+
+class VolumeAccessError(AgentError):
+    code = 209
+    template = "{path} cannot be used: {reason}"
+
+
+class VolumeAlreadyExists(AgentError):
+    code = 212
+    template = "Volume {volume} exists already in image {image} of domain {domain}"
+
+
+class VolumeNonWritable(AgentError):
+    code = 213
+    template = "Volume {volume} must not be changed: it is {role}"
+
+
+class VolumeNonShareable(AgentError):
+    code = 214
+    template = "Volume {volume} is {role}; only a template (SHARED) can be the base of another image"
+
+
+class CannotDeleteSharedVolume(AgentError):
+    code = 223
+    template = "Volume {volume} is a template that images {images} use; delete those first"
+
+
+class IllegalVolumeSnapshot(AgentError):
+    code = 226
+    template = "Volume {volume} is ILLEGAL and cannot be the base of another volume"
+
+
+class PrepareIllegalVolume(AgentError):
+    code = 227
+    template = "Volume {volume} is ILLEGAL; use allowIllegal to prepare it all the same"
+
+
+class CreateVolumeSizeError(AgentError):
+    code = 229
+    template = "Volume {volume}: a capacity of {size} bytes cannot be given to a volume"
+
+
+class VolumeResizeValueError(AgentError):
+    code = 232
+    template = "Volume {volume} has {current} bytes; {size} would shrink it"
+
+
+class ImagePathError(AgentError):
+    code = 254
+    template = "{path} is no image: {reason}"
+
+
+class ImageIsNotLegalChain(AgentError):
+    code = 262
+    template = "The volumes of image {image} are no legal chain: {reason}"
+
+
+class ImageDoesNotExistInSD(AgentError):
+    code = 268
+    template = "No image {image} in domain {domain}"
+
+
+class NoSpaceLeftOnDomain(AgentError):
+    code = 397
+    template = "Domain {domain} has no space for {size} bytes"
+
+
+class MetadataOverflow(AgentError):
+    code = 756
+    template = "The metadata of volume {volume} takes {size} bytes, {limit} fit; shorten its description"
+
+
+class MetadataCleared(AgentError):
+    code = 757
+    template = "The metadata of volume {volume} was cleared: it is partly deleted, delete it again"
