@@ -65,18 +65,21 @@ def decode(text: bytes, where: str = "") -> dict[str, str]:
         lines = text.decode().split("\n")
     except UnicodeDecodeError as error:
         raise MetadataSealBroken(domain=where, computed="none", stored="unreadable") from error
-    values: dict[str, str] = {}
+    raw: dict[str, str] = {}
     for line in lines:
         key, equals, value = line.partition("=")
-        if not equals:
-            continue
-        values[key.strip()] = value.strip()
+        if equals:
+            raw[key.strip()] = value
+    values = {key: value.strip() for key, value in raw.items()}
     stored = values.pop(CHECKSUM, None)
     if stored is None:
         log.warning("The metadata of domain %s has no checksum", where)
         return values
     computed = checksum(values)
     if stored != computed:
+        if stored == checksum(raw):  # blanks around a value, and a writer that counted them
+            del raw[CHECKSUM]
+            return raw
         raise MetadataSealBroken(domain=where, computed=computed, stored=stored)
     return values
 
