@@ -213,6 +213,11 @@ class VolumeNonShareable(AgentError):
     template = "Volume {volume} is {role}; only a template (SHARED) can be the base of another image"
 
 
+class CannotShareVolume(AgentError):
+    code = 218
+    template = "Volume {volume} cannot become part of image {image}: {reason}"
+
+
 class CannotDeleteSharedVolume(AgentError):
     code = 223
     template = "Volume {volume} is a template that images {images} use; delete those first"

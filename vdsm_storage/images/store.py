@@ -8,12 +8,19 @@ Methods that make or remove things are idempotent: they may be called again afte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
+
+# Told the fraction done, 0.0 to 1.0; may raise ActionStopped, the work is then taken back.
+Progress = Callable[[float], None]
+
+
+def no_progress(_fraction: float) -> None:
+    """For callers who do not want to know."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Store(Protocol):
 
     # -- changes, under `lock` ---------------------------------------------------------------
 
-    def make(self, new: NewVolume) -> str:
+    def make(self, new: NewVolume, progress: Progress = no_progress) -> str:
         """Allocate storage and lease; returns the path.  Nothing is listed before publish()."""
 
     def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
@@ -96,7 +103,17 @@ class Store(Protocol):
     def unmake(self, image: str, volume: str) -> None:
         """Remove whatever there is of a volume, published or not; the image too if it is empty."""
 
-    def resize(self, image: str, volume: str, size: int, preallocate: bool) -> None:
+    def has_remains(self, image: str, volume: str) -> bool:
+        """Whether there is anything of a volume that is not published."""
+
+    def resize(
+        self,
+        image: str,
+        volume: str,
+        size: int,
+        preallocate: bool,
+        progress: Progress = no_progress,
+    ) -> None:
         """Give the volume's storage `size` bytes: grows or (block, tail unused) shrinks it."""
 
     def share(self, image: str, volume: str, into: str) -> None:

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Volumes as files: <domain>/images/<image>/{<volume>,<volume>.meta,<volume>.lease}.
+
+A volume exists from the moment its `.meta` stands: that file is written last, by rename, and
+removed first.  A template in use is hard-linked into every image that is based on it.  An image
+is deleted by renaming its directory to `_remove_me_<image>`, and emptied after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from vdsm_storage.base.uuids import is_uuid
+from vdsm_storage.domains import tree
+from vdsm_storage.domains.tree import DATA_MODE, Owner, Tree
+from vdsm_storage.errors import (
+    CannotShareVolume,
+    ImageDoesNotExistInSD,
+    ImagePathError,
+    InvalidParameter,
+    NoSpaceLeftOnDomain,
+    VolumeAlreadyExists,
+    VolumeDoesNotExist,
+)
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.store import NewVolume, Progress, Sizes, no_progress
+from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
+
+IMAGES = "images"
+META = ".meta"
+LEASE = ".lease"
+REMOVED = "_remove_me_"
+META_LIMIT = 4096  # bytes that are read of a .meta; a sound one has 512 at most
+FIRST_BLOCK = 4096  # a sparse raw file has its first block: qemu probes the alignment there
+
+
+class LeaseWriter(Protocol):
+    """The part of leases.lease.Leases that is used here."""
+
+    def write(self, spec: LeaseSpec) -> None:
+        """Write a free lease."""
+
+
+class FileStore:
+    """Fulfils images.store.Store in the directory `root` (`<mount>/<domain's UUID>`).
+
+    `leases` writes volume leases, None where the format has none (local directories); `owner` is
+    the user and group id of volumes, None leaves them the agent's.
+    """
+
+    is_block = False
+
+    def __init__(
+        self,
+        root: str,
+        sd_id: str,
+        version: int,
+        geometry: Geometry,
+        lock: ClusterLock,
+        leases: LeaseWriter | None,
+        owner: Owner | None = None,
+    ) -> None:
+        self.root = root
+        self.id = sd_id
+        self.version = version
+        self.geometry = geometry
+        self.lock = lock
+        self._leases = leases
+        self._tree = Tree(root, owner)
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def images(self) -> list[str]:
+        with self._tree.directory(IMAGES) as fd, os.scandir(fd) as entries:
+            return [e.name for e in entries if is_uuid(e.name) and e.is_dir(follow_symlinks=False)]
+
+    def volumes(self, image: str) -> list[str]:
+        try:
+            with self._image(image) as fd:
+                return _published(fd)
+        except FileNotFoundError:
+            return []
+
+    def all_volumes(self) -> dict[str, list[str]]:
+        """Every published volume and the images that have it; reads directories only."""
+        found: dict[str, list[str]] = {}
+        with self._tree.directory(IMAGES) as images_fd:
+            for image in self.images():
+                try:
+                    fd = os.open(image, tree.DIRECTORY_FLAGS, dir_fd=images_fd)
+                except OSError:  # deleted, or replaced by something else, since it was listed
+                    continue
+                try:
+                    for volume in _published(fd):
+                        found.setdefault(volume, []).append(image)
+                finally:
+                    os.close(fd)
+        return found
+
+    def removed_images(self) -> dict[str, list[str]]:
+        removed = {}
+        with self._tree.directory(IMAGES) as fd, os.scandir(fd) as entries:
+            names = [e.name for e in entries if e.name.startswith(REMOVED)]
+        for name in names:
+            if is_uuid(image := name.removeprefix(REMOVED)):
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    self._tree.directory(IMAGES, name) as fd,
+                ):
+                    removed[image] = _published(fd)
+        return removed
+
+    def images_of_volume(self, volume: str) -> list[str]:
+        _check(volume)
+        found: list[str] = []
+        links = 0
+        with self._tree.directory(IMAGES) as fd:
+            for image in self.images():
+                status = tree.status(fd, f"{image}/{volume}{META}")
+                if status is not None:
+                    found.append(image)
+                    links = max(links, status.st_nlink)
+                    if len(found) == links:
+                        break
+        return found
+
+    # -- one volume --------------------------------------------------------------------------
+
+    def load(self, image: str, volume: str) -> VolumeMetadata:
+        _check(volume)
+        try:
+            with self._image(image) as fd:
+                data = self._tree.read_file(fd, volume + META, META_LIMIT)
+        except FileNotFoundError:
+            raise self._missing(image, volume) from None
+        return md.decode(data, volume)
+
+    def parse(self, image: str, volume: str) -> md.Parsed:
+        """A tolerant reading, for listings that show broken volumes as well.  Raises 201."""
+        _check(volume)
+        try:
+            with self._image(image) as fd:
+                return md.parse(self._tree.read_file(fd, volume + META, META_LIMIT))
+        except FileNotFoundError:
+            raise self._missing(image, volume) from None
+
+    def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        _check(volume)
+        data = metadata.encode(self.version, volume)
+        try:
+            with self._image(image) as fd:
+                old = tree.status(fd, volume + META)
+                if old is None:
+                    raise self._missing(image, volume)
+                self._tree.replace_file(fd, volume + META, data)
+        except FileNotFoundError:
+            raise self._missing(image, volume) from None
+        if old.st_nlink > 1:
+            for other in self.images_of_volume(volume):
+                if other != image:
+                    self._link(image, other, volume + META)
+
+    def path(self, image: str, volume: str) -> str:
+        _check(volume)
+        with contextlib.suppress(FileNotFoundError), self._image(image) as fd:
+            status = tree.status(fd, volume)
+            if status is not None and not stat.S_ISREG(status.st_mode):
+                raise self._tree.refused(volume, "it is no regular file; remove it")
+        return f"{self.root}/{IMAGES}/{image}/{volume}"
+
+    def sizes(self, image: str, volume: str) -> Sizes:
+        _check(volume)
+        try:
+            with self._image(image) as fd:
+                status = tree.status(fd, volume)
+        except FileNotFoundError:
+            status = None
+        if status is None:
+            raise self._missing(image, volume)
+        return Sizes(status.st_size, status.st_blocks * 512)
+
+    def lease(self, image: str, volume: str) -> LeaseSpec | None:
+        _check(image)
+        _check(volume)
+        if self._leases is None:
+            return None
+        path = f"{self.root}/{IMAGES}/{image}/{volume}{LEASE}"
+        return LeaseSpec(self.id, volume, path, 0, self.geometry)
+
+    # -- changes -----------------------------------------------------------------------------
+
+    def make(self, new: NewVolume, progress: Progress = no_progress) -> str:
+        """As the protocol says; a raw volume is complete then, a cow one is an empty file.
+
+        Raises VolumeAlreadyExists for a published volume, NoSpaceLeftOnDomain.
+        """
+        _check(new.volume)
+        with self._tree.directory(IMAGES) as images_fd:
+            self._tree.make_directory(images_fd, _check(new.image))
+        with self._image(new.image) as fd:
+            if tree.status(fd, new.volume + META) is not None:
+                raise VolumeAlreadyExists(volume=new.volume, image=new.image, domain=self.id)
+            try:
+                self._make_data(fd, new, progress)
+                self._make_lease(fd, new)
+            except BaseException as error:
+                tree.remove(fd, new.volume)
+                tree.remove(fd, new.volume + LEASE)
+                if isinstance(error, OSError):
+                    raise self._no_space(error, new.size) from error
+                raise
+        return self.path(new.image, new.volume)
+
+    def _make_data(self, image_fd: int, new: NewVolume, progress: Progress) -> None:
+        fd = self._tree.create_file(image_fd, new.volume, DATA_MODE)
+        try:
+            if not new.raw:
+                return
+            if new.preallocated:
+                tree.allocate(fd, 0, new.size, progress)
+            else:
+                os.pwrite(fd, bytes(min(FIRST_BLOCK, new.size)), 0)
+                os.ftruncate(fd, new.size)
+        finally:
+            os.close(fd)
+
+    def _make_lease(self, image_fd: int, new: NewVolume) -> None:
+        spec = self.lease(new.image, new.volume)
+        if spec is None or self._leases is None:
+            return
+        os.close(self._tree.create_file(image_fd, new.volume + LEASE, DATA_MODE))
+        self._leases.write(spec)
+
+    def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        _check(volume)
+        data = metadata.encode(self.version, volume)
+        with self._image(image) as fd:
+            data_fd = self._tree.open_file(fd, volume, os.O_RDONLY)
+            try:
+                os.fdatasync(data_fd)
+            finally:
+                os.close(data_fd)
+            self._tree.replace_file(fd, volume + META, data)
+
+    def unmake(self, image: str, volume: str) -> None:
+        _check(volume)
+        try:
+            with self._image(image) as fd:
+                if tree.remove(fd, volume + META):
+                    tree.sync(fd)
+                for name in (volume + META + ".new", volume + LEASE, volume):
+                    tree.remove(fd, name)
+                tree.sync(fd)
+        except FileNotFoundError:
+            return
+        with self._tree.directory(IMAGES) as images_fd:
+            tree.remove_directory(images_fd, image)
+
+    def has_remains(self, image: str, volume: str) -> bool:
+        """Whether files of a volume are there that was never published, or is half removed."""
+        _check(volume)
+        try:
+            with self._image(image) as fd:
+                if tree.status(fd, volume + META) is not None:
+                    return False
+                names = (volume, volume + LEASE, volume + META + ".new")
+                return any(tree.status(fd, name) is not None for name in names)
+        except FileNotFoundError:
+            return False
+
+    def resize(
+        self,
+        image: str,
+        volume: str,
+        size: int,
+        preallocate: bool,
+        progress: Progress = no_progress,
+    ) -> None:
+        """As the protocol says; when it fails the volume has its old size."""
+        _check(volume)
+        try:
+            with self._image(image) as image_fd:
+                fd = self._tree.open_file(image_fd, volume, os.O_RDWR)
+        except FileNotFoundError:
+            raise self._missing(image, volume) from None
+        try:
+            old = os.fstat(fd).st_size
+            try:
+                if preallocate and size > old:
+                    tree.allocate(fd, old, size, progress)
+                else:
+                    os.ftruncate(fd, size)
+                os.fsync(fd)
+            except BaseException as error:
+                os.ftruncate(fd, old)
+                if isinstance(error, OSError):
+                    raise self._no_space(error, size - old) from error
+                raise
+        finally:
+            os.close(fd)
+
+    def share(self, image: str, volume: str, into: str) -> None:
+        _check(volume)
+        with self._tree.directory(IMAGES) as images_fd:
+            self._tree.make_directory(images_fd, _check(into))
+        try:
+            self._link(image, into, volume)
+            with contextlib.suppress(FileNotFoundError):
+                self._link(image, into, volume + LEASE)
+            self._link(image, into, volume + META)
+        except FileNotFoundError:
+            raise self._missing(image, volume) from None
+
+    def _link(self, image: str, into: str, name: str) -> None:
+        """Make `name` of `into` the same file as that of `image`, atomically."""
+        with self._image(image) as source, self._image(into) as target:
+            theirs = os.stat(name, dir_fd=source, follow_symlinks=False)
+            if not stat.S_ISREG(theirs.st_mode):
+                raise self._tree.refused(name, "it is no regular file; remove it")
+            ours = tree.status(target, name)
+            if ours is not None and (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+                return
+            new = name + ".new"
+            tree.remove(target, new)
+            try:
+                os.link(name, new, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP):
+                    raise
+                raise CannotShareVolume(volume=name, image=into, reason=error.strerror) from error
+            os.rename(new, name, src_dir_fd=target, dst_dir_fd=target)
+            tree.sync(target)
+
+    def mark_removed(self, image: str) -> None:
+        """As the protocol says.  Raises ImageDoesNotExistInSD (268)."""
+        marked = REMOVED + _check(image)
+        with self._tree.directory(IMAGES) as fd:
+            there = tree.status(fd, image)
+            if tree.status(fd, marked) is not None:
+                if there is None:
+                    return
+                self.purge(image)  # what an earlier deletion of the same image left
+            if there is None:
+                raise ImageDoesNotExistInSD(image=image, domain=self.id)
+            if not stat.S_ISDIR(there.st_mode):
+                raise ImagePathError(path=f"{self.root}/{IMAGES}/{image}", reason="no directory")
+            os.rename(image, marked, src_dir_fd=fd, dst_dir_fd=fd)
+            tree.sync(fd)
+
+    def purge(self, image: str) -> None:
+        marked = REMOVED + _check(image)
+        try:
+            with self._tree.directory(IMAGES, marked) as fd:
+                for name in os.listdir(fd):
+                    tree.remove(fd, name)
+        except FileNotFoundError:
+            return
+        with self._tree.directory(IMAGES) as fd:
+            tree.remove_directory(fd, marked)
+
+    # -- use on this host --------------------------------------------------------------------
+
+    def activate(self, image: str, volumes: Sequence[str]) -> None:
+        """Nothing to activate; modes and owners that someone changed are put right."""
+        with self._image(image) as image_fd:
+            for volume in volumes:
+                fd = self._tree.open_file(image_fd, _check(volume), os.O_RDONLY)
+                try:
+                    self._tree.restore(fd, DATA_MODE)
+                finally:
+                    os.close(fd)
+
+    def deactivate(self, image: str, volumes: Sequence[str]) -> None:
+        """Nothing to do for files."""
+
+    # -- inside ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _image(self, image: str) -> Iterator[int]:
+        with self._tree.directory(IMAGES, _check(image)) as fd:
+            yield fd
+
+    def _missing(self, image: str, volume: str) -> VolumeDoesNotExist:
+        return VolumeDoesNotExist(volume=volume, image=image, domain=self.id)
+
+    def _no_space(self, error: OSError, size: int) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return NoSpaceLeftOnDomain(domain=self.id, size=size)
+        return error
+
+
+def _check(name: str) -> str:
+    if not is_uuid(name):
+        raise InvalidParameter(parameter="UUID", value=repr(name), reason="not a lower-case UUID")
+    return name
+
+
+def _published(image_fd: int) -> list[str]:
+    end = len(META)
+    names = [n[:-end] for n in os.listdir(image_fd) if n.endswith(META)]
+    return [name for name in names if is_uuid(name)]
