@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SETTLE = 5.0  # seconds that a process killed by the last test has to go away
-
 
 def processes(mark: bytes) -> Iterator[tuple[int, str]]:
     """(pid, command line) of each live process with `mark` in its environment, but ours."""
@@ -99,10 +97,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--clean", action="store_true", help="put an end to what is left")
+    parser.add_argument(
+        "--settle", type=float, default=5.0, help="seconds that what was just ended has to go away"
+    )
     options = parser.parse_args()
     below = options.directory.resolve()
     mark = f"VDSM_STORAGE_TEST_RUN={options.directory}".encode()
-    end = time.monotonic() + SETTLE
+    end = time.monotonic() + options.settle
     while (found := listing(below, mark)) and time.monotonic() < end:
         time.sleep(0.2)
     if found:
