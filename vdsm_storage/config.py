@@ -118,6 +118,8 @@ class Paths:
     log: str = "/var/log/vdsm-storage/agent.log"
     # sanlock's run directory when it is not the system's.
     sanlock_run: str = ""
+    # Control socket of ovirt-imageio.
+    imageio: str = "/run/ovirt-imageio/sock"
 
 
 @dataclass
@@ -169,6 +171,7 @@ def dev(config: Config, directory: str) -> Config:
         pki=os.path.join(directory, "pki"),
         log=os.path.join(directory, "agent.log"),
         sanlock_run=os.path.join(directory, "sanlock"),
+        imageio=os.path.join(directory, "imageio.sock"),
     )
     config.addresses.management_ip = "127.0.0.1"
     config.addresses.management_port = 0

@@ -488,3 +488,21 @@ class TaskInProgress(AgentError):
 class StoragePoolDescriptionTooLong(AgentError):
     code = 327
     template = "The pool name {name!r} is longer than {limit} characters"
+
+
+# -- image transfers -------------------------------------------------------------------------
+
+
+class ImageTicketsError(AgentError):
+    code = 481
+    template = "ovirt-imageio refused to {method} ticket {ticket}: {status} {reason}"
+
+
+class ImageDaemonError(AgentError):
+    code = 482
+    template = "ovirt-imageio does not answer at {path} ({reason}); look at the service's log"
+
+
+class ImageDaemonUnsupported(AgentError):
+    code = 483
+    template = "ovirt-imageio does not run on this host (no {path}); install and start it"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vdsm_storage.config import Config
+    from vdsm_storage.host.facts import HostFacts
+    from vdsm_storage.host.imageio import ImageTickets
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class Services:
     """The long-lived objects, built and wired by agent.py."""
 
     config: Config
+    facts: HostFacts
+    tickets: ImageTickets
 
 
 @dataclass(frozen=True)

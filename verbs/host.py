@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Host.*: what the host is, how it is, and what it is doing.
+
+The agent manages no virtual machines; the verbs that ask for them say so truthfully.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vdsm_storage.verbs.context import Context
+from vdsm_storage.verbs.table import Verb
+
+# Lanes of their own: neither a hanging mount nor a transfer that ends slowly may delay the
+# statistics by which an engine decides whether this host is alive.
+FACTS: Final = ":facts"
+TICKETS: Final = ":tickets"
+
+
+# -- is anybody there ------------------------------------------------------------------------
+
+
+def ping(_ctx: Context) -> None:
+    """The agent answers."""
+
+
+def confirmConnectivity(_ctx: Context) -> None:
+    """The caller could reach this host; no network change waits for that."""
+
+
+def echo(_ctx: Context, message: str) -> str:
+    return message
+
+
+def setLogLevel(_ctx: Context, level: str, name: str = "") -> None:
+    known = {"CRIT": "CRITICAL", "WARN": "WARNING"}
+    logging.getLogger(name or None).setLevel(known.get(level, level))
+
+
+# -- what and how the host is ----------------------------------------------------------------
+
+
+def getCapabilities(ctx: Context) -> dict[str, Any]:
+    return ctx.services.facts.capabilities(_address(ctx.client))
+
+
+def getHardwareInfo(ctx: Context) -> dict[str, str]:
+    return ctx.services.facts.hardware()
+
+
+def getStats(ctx: Context) -> dict[str, Any]:
+    return ctx.services.facts.stats()
+
+
+def _address(client: str) -> str:
+    """The address in a client's name: `192.0.2.1:54321` or `[2001:db8::1]:54321`; else ""."""
+    address, colon, port = client.rpartition(":")
+    return address.strip("[]") if colon and port.isdigit() else ""
+
+
+# -- virtual machines: there are none --------------------------------------------------------
+
+
+def getAllVmStats(_ctx: Context) -> list[Any]:
+    return []
+
+
+def getVMList(
+    _ctx: Context, fullStatus: bool = False, vmList: object = (), onlyUUID: bool = False
+) -> list[Any]:
+    return []
+
+
+def getVMFullList(_ctx: Context, vmList: object = ()) -> list[Any]:
+    return []
+
+
+def dumpxmls(_ctx: Context, vmList: object = ()) -> dict[str, str]:
+    return {}
+
+
+def getAllVmIoTunePolicies(_ctx: Context) -> dict[str, Any]:
+    return {}
+
+
+# -- image transfers -------------------------------------------------------------------------
+
+
+def add_image_ticket(ctx: Context, ticket: Mapping[str, Any]) -> None:
+    ctx.services.tickets.add(ticket)
+
+
+def get_image_ticket(ctx: Context, uuid: str) -> dict[str, Any]:
+    return ctx.services.tickets.get(uuid)
+
+
+def extend_image_ticket(ctx: Context, uuid: str, timeout: int) -> None:
+    ctx.services.tickets.extend(uuid, timeout)
+
+
+def remove_image_ticket(ctx: Context, uuid: str) -> None:
+    ctx.services.tickets.remove(uuid)
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "Host.ping": Verb(ping),
+    "Host.ping2": Verb(ping),
+    "Host.echo": Verb(echo),
+    "Host.confirmConnectivity": Verb(confirmConnectivity),
+    "Host.setLogLevel": Verb(setLogLevel),
+    "Host.getCapabilities": Verb(getCapabilities, lane=FACTS),
+    "Host.getHardwareInfo": Verb(getHardwareInfo, lane=FACTS),
+    "Host.getStats": Verb(getStats, lane=FACTS),
+    "Host.getAllVmStats": Verb(getAllVmStats),
+    "Host.getVMList": Verb(getVMList),
+    "Host.getVMFullList": Verb(getVMFullList),
+    "Host.dumpxmls": Verb(dumpxmls),
+    "Host.getAllVmIoTunePolicies": Verb(getAllVmIoTunePolicies),
+    "Host.add_image_ticket": Verb(add_image_ticket, lane=TICKETS),
+    "Host.get_image_ticket": Verb(get_image_ticket, lane=TICKETS),
+    "Host.extend_image_ticket": Verb(extend_image_ticket, lane=TICKETS),
+    "Host.remove_image_ticket": Verb(remove_image_ticket, lane=TICKETS),
+}

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All verbs that are built, by wire name.  Run as a program it prints their names as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from vdsm_storage.verbs import host
+from vdsm_storage.verbs.table import Verb
+
+VERBS: Final[Mapping[str, Verb]] = {
+    **host.VERBS,
+}
+
+
+def main() -> int:
+    json.dump(sorted(VERBS), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
