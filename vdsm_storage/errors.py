@@ -272,6 +272,83 @@ class MetadataCleared(AgentError):
     code = 757
     template = "The metadata of volume {volume} was cleared: it is partly deleted, delete it again"
 
+
+# -- jobs on the data of volumes -------------------------------------------------------------
+
+
+class DestinationVolumeTooSmall(AgentError):
+    code = 79
+    template = "Volume {volume} has {size} bytes, the source {needed}; extend it first"
+
+
+class InvalidVolumeUpdate(AgentError):
+    code = 235
+    template = "Volume {volume} cannot be updated: {reason}"
+
+
+class MergeSnapshotsError(AgentError):
+    code = 252
+    template = "Volume {top} could not be merged into {base}: {reason}"
+
+
+class CopyImageError(AgentError):
+    code = 261
+    template = "The copy to volume {volume} failed: {reason}"
+
+
+class ImageVerificationError(AgentError):
+    code = 484
+    template = "Volume {volume} must not be used: {reason}"
+
+
+class GenerationMismatch(AgentError):
+    code = 911
+    template = (
+        "Volume {volume} has generation {actual}, the request says {requested}: "
+        "the job ran already, or was fenced"
+    )
+
+
+class VolumeIsNotInChain(AgentError):
+    code = 920
+    template = "Volume {volume} is not in the chain of image {image}: {chain}"
+
+
+class WrongParentVolume(AgentError):
+    code = 921
+    template = "The parent of volume {top} is {parent}, not {base}"
+
+
+class UnexpectedVolumeState(AgentError):
+    code = 922
+    template = "Volume {volume} is {actual}; this step needs {expected}"
+
+
+class BitmapDoesNotExist(AgentError):
+    code = 947
+    template = "Volume {volume} has no bitmap {bitmap}"
+
+
+class AddBitmapError(AgentError):
+    code = 1620
+    template = "Bitmap {bitmap} could not be added to volume {volume}: {reason}"
+
+
+class MergeBitmapError(AgentError):
+    code = 1621
+    template = "Bitmap {bitmap} of volume {top} could not be merged into {base}: {reason}"
+
+
+class RemoveBitmapError(AgentError):
+    code = 1622
+    template = "Bitmap {bitmap} could not be removed from volume {volume}: {reason}"
+
+
+class UnsupportedOperation(AgentError):
+    code = 2009
+    template = "{operation} is not possible here: {reason}"
+
+
 # -- storage domains -------------------------------------------------------------------------
 
 
@@ -357,11 +434,6 @@ class StorageDomainDescriptionTooLong(AgentError):
 class InvalidName(AgentError):
     code = 1001
     template = "{what} {name!r} cannot be stored: {reason}"
-
-
-class NoSpaceOnDomain(AgentError):
-    code = 397
-    template = "No space is left on {path}: free some or enlarge the file system"
 
 
 class StorageDomainAccessError(AgentError):
@@ -491,6 +563,16 @@ class StoragePoolDescriptionTooLong(AgentError):
 
 
 # -- image transfers -------------------------------------------------------------------------
+
+
+class StreamFailed(AgentError):
+    code = 444
+    template = "The image stream of task {task} failed: {reason}"
+
+
+class StreamTooLong(AgentError):
+    code = 229
+    template = "{length} bytes do not fit into volume {volume} of {capacity} bytes"
 
 
 class ImageTicketsError(AgentError):
