@@ -566,7 +566,7 @@ class StoragePoolDescriptionTooLong(AgentError):
 
 
 class StreamFailed(AgentError):
-    code = 444
+    code = 250
     template = "The image stream of task {task} failed: {reason}"
 
 
