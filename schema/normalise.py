@@ -54,16 +54,26 @@ class Checker:
     def __init__(self, schema: Schema, strict: bool = False) -> None:
         self._schema = schema
         self._strict = strict
-        self._verbs: dict[str, Convert] = {}
+        # By strictness, then by verb.
+        self._verbs: tuple[dict[str, Convert], dict[str, Convert]] = ({}, {})
         self._replies: dict[str, replies.Check | None] = {}
 
+    def knows(self, verb: str) -> bool:
+        """Whether the schema has a verb of that wire name."""
+        return self._schema.find(verb) is not None
+
     def check_params(
-        self, verb: str, params: Mapping[str, object] | Sequence[object] | None
+        self,
+        verb: str,
+        params: Mapping[str, object] | Sequence[object] | None,
+        strict: bool | None = None,
     ) -> Checked:
         """Canonical values of every parameter.  InvalidParams; MethodNotFound."""
-        convert = self._verbs.get(verb)
+        strict = self._strict if strict is None else strict
+        convert = self._verbs[strict].get(verb)
         if convert is None:
-            convert = self._verbs[verb] = self._compile(self._schema.verb(verb))
+            convert = self._compile(self._schema.verb(verb), strict)
+            self._verbs[strict][verb] = convert
         if type(params) is not dict:
             params = self._named(verb, params)
         checked = Checked({})
@@ -76,14 +86,21 @@ class Checker:
             ) from None
         return checked
 
-    def check_reply(self, verb: str, result: object) -> list[str]:
-        """What is wrong with a result on its way to the wire; empty when all is well."""
+    def check_reply(self, verb: str, result: object) -> None:
+        """InternalError when a result on its way to the wire is not what the schema promises."""
+        problems = self.reply_problems(verb, result)
+        if problems:
+            shown = "; ".join(problems[:5])
+            raise errors.InternalError(reason=f"{verb} answers {shown}", flow_id="-")
+
+    def reply_problems(self, verb: str, result: object) -> list[str]:
+        """What is wrong with a result; empty when all is well."""
         if verb not in self._replies:
             found = self._schema.verb(verb)
             self._replies[verb] = replies.compile_reply(self._schema, found)
         check = self._replies[verb]
         if check is None:
-            return [] if result is True else [f"{verb}: a verb without result answers true"]
+            return [] if result is True else ["a verb without result answers true"]
         problems: list[str] = []
         check(result, "result", problems)
         return problems
@@ -111,9 +128,9 @@ class Checker:
             )
         return dict(zip(names, params, strict=False))
 
-    def _compile(self, verb: Verb) -> Convert:
+    def _compile(self, verb: Verb, strict: bool) -> Convert:
         compiler = _Compiler(self._schema, verb.namespace)
-        unknown = _refuse_unknown if self._strict else _warn_unknown("parameter")
+        unknown = _refuse_unknown if strict else _warn_unknown("parameter")
         return compiler.fields(verb.params, verb.ignored, unknown)
 
 

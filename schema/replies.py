@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from vdsm_storage.base.secret import Secret
 from vdsm_storage.schema.loader import Param, Schema, Type, Verb
 
 # Appends what is wrong with the value at the path to the list.
@@ -51,7 +52,7 @@ def _between(low: int, high: int) -> Callable[[object], bool]:
 
 _SCALARS: dict[str, Check] = {
     "string": _scalar("a string", lambda v: type(v) is str),
-    "password": _scalar("a string", lambda v: type(v) is str),
+    "password": _scalar("a string", lambda v: type(v) in (str, Secret)),
     "UUID": _scalar("a lower-case UUID", lambda v: type(v) is str and _UUID(v) is not None),
     "int": _scalar("a JSON integer of 32 bits", _between(-(2**31), 2**31 - 1)),
     "uint": _scalar("a JSON integer of 31 bits, not negative", _between(0, 2**31 - 1)),
@@ -137,7 +138,7 @@ class _Compiler:
 
 def _list(item: Check) -> Check:
     def check(value: object, path: str, problems: list[str]) -> None:
-        if type(value) is not list:
+        if not isinstance(value, (list, tuple)):
             problems.append(f"{path}: expected a list, got {_kind(value)}")
             return
         for index, one in enumerate(value):
