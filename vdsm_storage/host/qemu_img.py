@@ -66,7 +66,8 @@ class Conversion:
 
     With `backing` only the source's own layer is copied and the target gets that backing file.
     `create=False` writes into a target that stands; `is_zero` then says that it reads as zeros.
-    `sparse=False` writes every zero, so that a preallocated target stays allocated.
+    `sparse=False` writes every zero, so that a preallocated target stays allocated.  `bitmaps`
+    copies the valid ones; a broken one is no use to anyone.
     """
 
     source: Image
@@ -316,7 +317,7 @@ def convert_argv(what: Conversion) -> list[str]:
     if what.unordered:
         argv.append("-W")
     if what.bitmaps:
-        argv.append("--bitmaps")
+        argv += ["--bitmaps", "--skip-broken-bitmaps"]
     argv += ["-f", what.source.format, "-O", what.target.format]
     if what.create:
         argv += _options(what.target.format, what.compat, what.preallocation)
