@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vdsm_storage.errors import AccessTimeout
+from vdsm_storage.errors import AccessTimeout, AgentError
 
 
 class Lanes(Protocol):
@@ -101,7 +101,7 @@ class FairQueues:
         left = work.timeout if work.timer is None else work.timer.when() - loop.time()
         try:
             future = work.context.run(self._lanes.submit, key, work.call, max(0.001, left))
-        except Exception as error:  # noqa: BLE001 - the answer of this request
+        except AgentError as error:
             self._answer(work, None, error)
             return
         lane.running += 1

@@ -39,8 +39,8 @@ MAX_FRAME = 4 * 1024 * 1024
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 64
 
-_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", ":": "\\c"}
-_UNESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\c": ":"}
+_ESCAPES: Mapping[str, str] = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", ":": "\\c"}
+_UNESCAPES: Mapping[str, str] = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\c": ":"}
 _TO_ESCAPE = re.compile(r"[\\\n\r:]")
 _ESCAPED = re.compile(r"\\[\\nrc]")
 
