@@ -15,9 +15,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from vdsm_storage.base.owner import Owner
 from vdsm_storage.base.uuids import is_uuid
-from vdsm_storage.domains import tree
-from vdsm_storage.domains.tree import DATA_MODE, Owner, Tree
+from vdsm_storage.domains import file_listing, tree
+from vdsm_storage.domains.file_listing import IMAGES, META, REMOVED
+from vdsm_storage.domains.tree import DATA_MODE, Tree
 from vdsm_storage.errors import (
     CannotShareVolume,
     ImageDoesNotExistInSD,
@@ -32,10 +34,7 @@ from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.store import NewVolume, Progress, Sizes, no_progress
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
-IMAGES = "images"
-META = ".meta"
 LEASE = ".lease"
-REMOVED = "_remove_me_"
 META_LIMIT = 4096  # bytes that are read of a .meta; a sound one has 512 at most
 FIRST_BLOCK = 4096  # a sparse raw file has its first block: qemu probes the alignment there
 
@@ -51,7 +50,7 @@ class FileStore:
     """Fulfils images.store.Store in the directory `root` (`<mount>/<domain's UUID>`).
 
     `leases` writes volume leases, None where the format has none (local directories); `owner` is
-    the user and group id of volumes, None leaves them the agent's.
+    the owner of volumes, None leaves them the agent's.
     """
 
     is_block = False
@@ -77,76 +76,40 @@ class FileStore:
     # -- what is there -----------------------------------------------------------------------
 
     def images(self) -> list[str]:
-        with self._tree.directory(IMAGES) as fd, os.scandir(fd) as entries:
-            return [e.name for e in entries if is_uuid(e.name) and e.is_dir(follow_symlinks=False)]
+        found: dict[str, None] = {}
+        for images in self.all_volumes().values():
+            found.update(dict.fromkeys(images))
+        return list(found)
 
     def volumes(self, image: str) -> list[str]:
         try:
             with self._image(image) as fd:
-                return _published(fd)
+                return file_listing.published(fd)
         except FileNotFoundError:
             return []
 
     def all_volumes(self) -> dict[str, list[str]]:
-        """Every published volume and the images that have it; reads directories only."""
-        found: dict[str, list[str]] = {}
-        with self._tree.directory(IMAGES) as images_fd:
-            for image in self.images():
-                try:
-                    fd = os.open(image, tree.DIRECTORY_FLAGS, dir_fd=images_fd)
-                except OSError:  # deleted, or replaced by something else, since it was listed
-                    continue
-                try:
-                    for volume in _published(fd):
-                        found.setdefault(volume, []).append(image)
-                finally:
-                    os.close(fd)
-        return found
+        return file_listing.all_volumes(self._tree)
 
     def removed_images(self) -> dict[str, list[str]]:
-        removed = {}
-        with self._tree.directory(IMAGES) as fd, os.scandir(fd) as entries:
-            names = [e.name for e in entries if e.name.startswith(REMOVED)]
-        for name in names:
-            if is_uuid(image := name.removeprefix(REMOVED)):
-                with (
-                    contextlib.suppress(FileNotFoundError),
-                    self._tree.directory(IMAGES, name) as fd,
-                ):
-                    removed[image] = _published(fd)
-        return removed
+        return file_listing.removed_images(self._tree)
 
     def images_of_volume(self, volume: str) -> list[str]:
-        _check(volume)
-        found: list[str] = []
-        links = 0
-        with self._tree.directory(IMAGES) as fd:
-            for image in self.images():
-                status = tree.status(fd, f"{image}/{volume}{META}")
-                if status is not None:
-                    found.append(image)
-                    links = max(links, status.st_nlink)
-                    if len(found) == links:
-                        break
-        return found
+        return file_listing.images_of_volume(self._tree, _check(volume))
 
     # -- one volume --------------------------------------------------------------------------
 
     def load(self, image: str, volume: str) -> VolumeMetadata:
-        _check(volume)
-        try:
-            with self._image(image) as fd:
-                data = self._tree.read_file(fd, volume + META, META_LIMIT)
-        except FileNotFoundError:
-            raise self._missing(image, volume) from None
-        return md.decode(data, volume)
+        return md.decode(self._read(image, volume), volume)
 
     def parse(self, image: str, volume: str) -> md.Parsed:
-        """A tolerant reading, for listings that show broken volumes as well.  Raises 201."""
+        return md.parse(self._read(image, volume))
+
+    def _read(self, image: str, volume: str) -> bytes:
         _check(volume)
         try:
             with self._image(image) as fd:
-                return md.parse(self._tree.read_file(fd, volume + META, META_LIMIT))
+                return self._tree.read_file(fd, volume + META, META_LIMIT)
         except FileNotFoundError:
             raise self._missing(image, volume) from None
 
@@ -248,12 +211,16 @@ class FileStore:
                 os.close(data_fd)
             self._tree.replace_file(fd, volume + META, data)
 
-    def unmake(self, image: str, volume: str) -> None:
+    def unpublish(self, image: str, volume: str) -> None:
         _check(volume)
+        with contextlib.suppress(FileNotFoundError), self._image(image) as fd:
+            if tree.remove(fd, volume + META):
+                tree.sync(fd)
+
+    def unmake(self, image: str, volume: str) -> None:
+        self.unpublish(image, volume)
         try:
             with self._image(image) as fd:
-                if tree.remove(fd, volume + META):
-                    tree.sync(fd)
                 for name in (volume + META + ".new", volume + LEASE, volume):
                     tree.remove(fd, name)
                 tree.sync(fd)
@@ -263,16 +230,14 @@ class FileStore:
             tree.remove_directory(images_fd, image)
 
     def has_remains(self, image: str, volume: str) -> bool:
-        """Whether files of a volume are there that was never published, or is half removed."""
         _check(volume)
         try:
             with self._image(image) as fd:
-                if tree.status(fd, volume + META) is not None:
-                    return False
-                names = (volume, volume + LEASE, volume + META + ".new")
-                return any(tree.status(fd, name) is not None for name in names)
+                names = os.listdir(fd)
         except FileNotFoundError:
             return False
+        ours = {volume, volume + LEASE, volume + META + ".new"}
+        return not names or (volume + META not in names and not ours.isdisjoint(names))
 
     def resize(
         self,
@@ -318,24 +283,13 @@ class FileStore:
             raise self._missing(image, volume) from None
 
     def _link(self, image: str, into: str, name: str) -> None:
-        """Make `name` of `into` the same file as that of `image`, atomically."""
         with self._image(image) as source, self._image(into) as target:
-            theirs = os.stat(name, dir_fd=source, follow_symlinks=False)
-            if not stat.S_ISREG(theirs.st_mode):
-                raise self._tree.refused(name, "it is no regular file; remove it")
-            ours = tree.status(target, name)
-            if ours is not None and (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-                return
-            new = name + ".new"
-            tree.remove(target, new)
             try:
-                os.link(name, new, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+                self._tree.link(source, target, name)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTSUP):
                     raise
                 raise CannotShareVolume(volume=name, image=into, reason=error.strerror) from error
-            os.rename(new, name, src_dir_fd=target, dst_dir_fd=target)
-            tree.sync(target)
 
     def mark_removed(self, image: str) -> None:
         """As the protocol says.  Raises ImageDoesNotExistInSD (268)."""
@@ -399,9 +353,3 @@ def _check(name: str) -> str:
     if not is_uuid(name):
         raise InvalidParameter(parameter="UUID", value=repr(name), reason="not a lower-case UUID")
     return name
-
-
-def _published(image_fd: int) -> list[str]:
-    end = len(META)
-    names = [n[:-end] for n in os.listdir(image_fd) if n.endswith(META)]
-    return [name for name in names if is_uuid(name)]

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+from vdsm_storage.base.owner import Owner
 from vdsm_storage.base.units import MIB
 from vdsm_storage.errors import VolumeAccessError
 
@@ -25,15 +26,13 @@ _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 ALLOCATE_STEP = 128 * MIB  # preallocation reports and can be stopped after each step
 
-Owner = tuple[int, int]  # user and group ids
-
 
 class Tree:
     """The tree below `root`.  `owner` is given to what is made here; None leaves it the agent's."""
 
     def __init__(self, root: str, owner: Owner | None) -> None:
         self.root = root
-        self._owner = owner if os.geteuid() == 0 else None
+        self._owner = owner if owner is not None and os.geteuid() == 0 else None
 
     @contextlib.contextmanager
     def directory(self, *names: str) -> Iterator[int]:
@@ -112,6 +111,20 @@ class Tree:
         os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
         sync(parent)
 
+    def link(self, source: int, target: int, name: str) -> None:
+        """Make `name` in `target` the same file as in `source`, replacing what is there."""
+        theirs = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if not stat.S_ISREG(theirs.st_mode):
+            raise self.refused(name, "it is no regular file; remove it")
+        ours = status(target, name)
+        if ours is not None and (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return
+        new = name + ".new"
+        remove(target, new)
+        os.link(name, new, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        os.rename(new, name, src_dir_fd=target, dst_dir_fd=target)
+        sync(target)
+
     def read_file(self, parent: int, name: str, limit: int) -> bytes:
         """At most `limit` bytes of a regular file."""
         fd = self.open_file(parent, name, os.O_RDONLY)
@@ -122,15 +135,16 @@ class Tree:
 
     def _own(self, fd: int) -> None:
         if self._owner is not None:
-            os.fchown(fd, *self._owner)
+            self._owner.apply_fd(fd)
 
     def restore(self, fd: int, mode: int) -> None:
         """Give an open file its mode and owner again if someone changed them."""
         status = os.fstat(fd)
         if stat.S_IMODE(status.st_mode) != mode:
             os.fchmod(fd, mode)
-        if self._owner is not None and (status.st_uid, status.st_gid) != self._owner:
-            os.fchown(fd, *self._owner)
+        owner = self._owner
+        if owner is not None and (status.st_uid, status.st_gid) != (owner.uid, owner.gid):
+            os.fchown(fd, owner.uid, owner.gid)
 
 
 def status(parent: int, name: str) -> os.stat_result | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.metadata import Parsed, VolumeMetadata
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
 # Told the fraction done, 0.0 to 1.0; may raise ActionStopped, the work is then taken back.
@@ -65,10 +65,13 @@ class Store(Protocol):
     # -- what is there -----------------------------------------------------------------------
 
     def images(self) -> list[str]:
-        """UUIDs of the images, without those marked for removal."""
+        """UUIDs of the images: what has a published volume and is not marked for removal."""
 
     def volumes(self, image: str) -> list[str]:
         """UUIDs of the image's published volumes, its template included.  [] for no image."""
+
+    def all_volumes(self) -> dict[str, list[str]]:
+        """Every published volume of the domain, and the images that have it."""
 
     def removed_images(self) -> dict[str, list[str]]:
         """Images marked for removal (the image's UUID) and their volumes."""
@@ -80,6 +83,9 @@ class Store(Protocol):
 
     def load(self, image: str, volume: str) -> VolumeMetadata:
         """Raises VolumeDoesNotExist (201), VolumeMetadataReadError (207), MetadataCleared (757)."""
+
+    def parse(self, image: str, volume: str) -> Parsed:
+        """A tolerant reading, for what shows broken volumes as well.  Raises 201."""
 
     def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         """Replace the metadata of a published volume, durably."""
@@ -100,11 +106,14 @@ class Store(Protocol):
     def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         """Write the metadata: from here on the volume exists."""
 
+    def unpublish(self, image: str, volume: str) -> None:
+        """Remove the metadata: from here on the volume does not exist, its storage is remains."""
+
     def unmake(self, image: str, volume: str) -> None:
         """Remove whatever there is of a volume, published or not; the image too if it is empty."""
 
     def has_remains(self, image: str, volume: str) -> bool:
-        """Whether there is anything of a volume that is not published."""
+        """Whether there is anything of a volume that is not published, or an empty image."""
 
     def resize(
         self,

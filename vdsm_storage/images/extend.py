@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Giving a volume a larger capacity while no guest runs on it."""
+
+from __future__ import annotations
+
+import logging
+
+from vdsm_storage.base.units import round_up
+from vdsm_storage.errors import (
+    AgentError,
+    CommandError,
+    NoSpaceLeftOnDomain,
+    VolumeExtendingError,
+    VolumeNonWritable,
+    VolumeResizeValueError,
+)
+from vdsm_storage.host.qemu_img import Image
+from vdsm_storage.images import layers
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.create import CAPACITY_STEP
+from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.store import Store
+from vdsm_storage.images.workshop import Workshop
+from vdsm_storage.jobs.operation import Kind, Operation
+
+log = logging.getLogger("volumes")
+
+GROWN, SAVED = "grown", "saved"
+
+
+def check(store: Store, image: str, volume: str, size: int) -> VolumeMetadata:
+    """The volume's metadata if it can be given `size` bytes.  Raises 201, 213, 232."""
+    metadata = store.load(image, volume)
+    if metadata.voltype == md.SHARED:
+        raise VolumeNonWritable(volume=volume, role="a template")
+    if size < metadata.capacity:
+        raise VolumeResizeValueError(volume=volume, current=metadata.capacity, size=size)
+    return metadata
+
+
+class ExtendVolume:
+    """The operation `volume.extend`: params domain, image, volume, size (the new capacity)."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._shop = workshop
+
+    def kind(self) -> Kind:
+        return Kind("volume.extend", (GROWN, SAVED), self._run, self._recover)
+
+    def _run(self, op: Operation) -> None:
+        image, volume = op.params["image"], op.params["volume"]
+        size = round_up(op.params["size"], CAPACITY_STEP)
+        with self._shop.changing(op.params["domain"], image) as store:
+            metadata = check(store, image, volume, size)
+            if size == metadata.capacity:
+                return
+            if not self._grow(op, store, metadata, size):
+                return
+            op.step(GROWN, abortable=False)
+            store.save(image, volume, metadata.with_(capacity=size))
+            op.step(SAVED, abortable=False)
+
+    def _grow(self, op: Operation, store: Store, metadata: VolumeMetadata, size: int) -> bool:
+        """False if a guest has the volume open: then the capacity is changed through the guest."""
+        image, volume = op.params["image"], op.params["volume"]
+        try:
+            if metadata.format == md.RAW:
+                self._grow_raw(op, store, metadata, size)
+            else:
+                self._grow_cow(store, image, volume, size)
+        except CommandError as error:
+            if "lock" not in str(error.facts["stderr"]):
+                raise VolumeExtendingError(volume=volume, size=size, reason=error) from error
+            log.info("Volume %s is open in a guest: left to VM.diskSizeExtend", volume)
+            return False
+        except (NoSpaceLeftOnDomain, VolumeExtendingError):
+            raise
+        except OSError as error:
+            raise VolumeExtendingError(volume=volume, size=size, reason=error.strerror) from error
+        return True
+
+    def _grow_raw(
+        self, op: Operation, store: Store, metadata: VolumeMetadata, size: int
+    ) -> None:
+        def progress(fraction: float) -> None:
+            op.progress(fraction)
+            op.cancel.check()
+
+        image, volume = op.params["image"], op.params["volume"]
+        if store.sizes(image, volume).apparent < size:
+            store.resize(image, volume, size, metadata.type == md.PREALLOCATED, progress)
+
+    def _grow_cow(self, store: Store, image: str, volume: str, size: int) -> None:
+        if store.load(image, volume).voltype != md.LEAF:
+            raise VolumeNonWritable(volume=volume, role="below another volume")
+        target = Image(store.path(image, volume), layers.qemu_format(store.load(image, volume)))
+        store.activate(image, [volume])
+        try:
+            if self._shop.qemu.info(target).virtual_size < size:
+                self._shop.qemu.resize(target, size)
+        finally:
+            store.deactivate(image, [volume])
+
+    def _recover(self, op: Operation) -> bool:
+        """What has its new size is recorded so; a raw file that grew in part is cut again."""
+        image, volume = op.params["image"], op.params["volume"]
+        size = round_up(op.params["size"], CAPACITY_STEP)
+        store = self._shop.find_store(op.params["domain"])
+        try:
+            metadata = store.load(image, volume)
+            if metadata.capacity >= size or self._actual(store, image, volume) == (
+                metadata.capacity
+            ):
+                return metadata.capacity >= size
+        except AgentError as error:
+            log.info("Volume %s is not extended further: %s", volume, error)
+            return False
+        with self._shop.changing(op.params["domain"], image) as store:
+            metadata = store.load(image, volume)
+            actual = self._actual(store, image, volume)
+            if actual >= size:
+                store.save(image, volume, metadata.with_(capacity=size))
+                return True
+            if metadata.format == md.RAW and not store.is_block and actual > metadata.capacity:
+                store.resize(image, volume, metadata.capacity, False)
+        return False
+
+    def _actual(self, store: Store, image: str, volume: str) -> int:
+        """The capacity that a guest would see, bytes."""
+        metadata = store.load(image, volume)
+        if metadata.format == md.RAW:
+            return store.sizes(image, volume).apparent
+        store.activate(image, [volume])
+        try:
+            return self._shop.qemu.info(Image(store.path(image, volume), "qcow2")).virtual_size
+        finally:
+            store.deactivate(image, [volume])

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Images: whole disks, each a chain of volumes or several that share their lower part."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from vdsm_storage.base.uuids import BLANK
+from vdsm_storage.errors import ImageIsNotLegalChain
+from vdsm_storage.images import chain, layers, roles
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.chain import Member
+from vdsm_storage.images.prepare import Preparing, RunLinks
+from vdsm_storage.images.store import Store
+from vdsm_storage.images.volumes import Volumes
+
+log = logging.getLogger("images")
+
+
+class Images:
+    """`run_directory` holds the links of prepared images."""
+
+    def __init__(self, volumes: Volumes, run_directory: str) -> None:
+        self._volumes = volumes
+        self._shop = volumes.shop
+        self.links = RunLinks(run_directory)
+        self._preparing = Preparing(self._shop, self.links)
+
+    def prepare(
+        self, domain: str, image: str, volume: str, *, allow_illegal: bool = False
+    ) -> dict[str, str]:
+        """Returns {path}.  Raises what Preparing.prepare does."""
+        return self._preparing.prepare(domain, image, volume, allow_illegal=allow_illegal)
+
+    def teardown(self, domain: str, image: str, volume: str | None = None) -> None:
+        self._preparing.teardown(domain, image, volume)
+
+    def delete(self, domain: str, image: str) -> str:
+        """Start deleting an image; returns the task.  Raises 268, 223, 654."""
+        return self._volumes.delete_image(domain, image)
+
+    def delete_volumes(self, domain: str, image: str, volumes: list[str], *, force: bool) -> str:
+        """Start deleting some volumes of an image; returns the task.  Raises 201, 204, 223."""
+        self._volumes.of_image(domain, image)
+        return self._volumes.delete(domain, image, volumes, force=force)
+
+    def volumes(self, domain: str, image: str) -> list[str]:
+        """Raises ImageDoesNotExistInSD (268)."""
+        return self._volumes.of_image(domain, image)
+
+    # -- after a merge whose end nobody saw ----------------------------------------------------
+
+    def reconcile(self, domain: str, image: str, leaf: str) -> list[str]:
+        """Make the metadata say what the qcow2 headers say; returns the real chain, base first.
+
+        A volume that dropped out of the chain stays, for deleteVolumes to remove.  So does a leaf
+        that is ILLEGAL: a live merge marks it so before the guest goes on with the volume below.
+        Raises 201, 262, 654.
+        """
+        with self._shop.changing(domain, image) as store:
+            actual = self._actual_chain(store, image, leaf)
+            if len(actual) > 1 and not store.load(image, leaf).is_legal:
+                actual.pop()
+            recorded = [member.volume for member in chain.walk(store, image, actual[-1])]
+            if actual != recorded:
+                log.warning("Image %s: metadata says %s, qemu %s", image, recorded, actual)
+                self._rewrite(store, image, actual)
+        return actual
+
+    def _actual_chain(self, store: Store, image: str, leaf: str) -> list[str]:
+        """What the headers say, walked inside the image only."""
+        there = store.volumes(image)
+        found: list[str] = []
+        volume: str | None = leaf
+        while volume is not None:
+            if volume in found:
+                raise ImageIsNotLegalChain(image=image, reason=f"{volume} is its own ancestor")
+            found.insert(0, volume)
+            metadata = store.load(image, volume)
+            if metadata.format != md.COW:
+                break
+            info = self._shop.qemu.info(layers.layer(store, Member(image, volume, metadata)))
+            volume = os.path.basename(info.backing) if info.backing is not None else None
+            if volume is not None and volume not in there:
+                reason = f"the header of {found[0]} names {info.backing!r}, which is not in it"
+                raise ImageIsNotLegalChain(image=image, reason=reason)
+        return found
+
+    def _rewrite(self, store: Store, image: str, actual: list[str]) -> None:
+        parent = BLANK
+        for volume in actual:
+            metadata = store.load(image, volume)
+            if metadata.parent != parent:
+                store.save(image, volume, metadata.with_(parent=parent))
+            if parent != BLANK:
+                roles.mark_internal(store, image, parent)
+            parent = volume

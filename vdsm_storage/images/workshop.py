@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What every operation on volumes needs, and the locks that it holds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vdsm_storage.base.locks import Lock, Locks
+from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.images.store import Store
+
+
+def image_lock(sd_id: str, image: str, *, exclusive: bool = True) -> Lock:
+    return Lock("01_img_" + sd_id, image, exclusive)
+
+
+def domain_lock(sd_id: str, *, exclusive: bool = False) -> Lock:
+    """Shared for work on images, exclusive for what concerns the whole domain."""
+    return Lock("00_storage", sd_id, exclusive)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """`lock_timeout` is seconds."""
+
+    find_store: Callable[[str], Store]
+    qemu: QemuImg
+    locks: Locks
+    lock_timeout: float
+
+    @contextlib.contextmanager
+    def changing(self, sd_id: str, image: str, source: str | None = None) -> Iterator[Store]:
+        """Hold what a change of `image` needs: it, the image `source` shared, the domain's lock.
+
+        Raises ResourceTimeout (851), SpmStatusError (654).
+        """
+        store = self.find_store(sd_id)
+        group = [domain_lock(sd_id), image_lock(sd_id, image)]
+        if source is not None and source != image:
+            group.append(image_lock(sd_id, source, exclusive=False))
+        with self.locks.held(group, self.lock_timeout), store.lock.held(self.lock_timeout):
+            yield store
