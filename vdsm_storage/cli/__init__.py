@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """vdsm-client: the verbs from a shell."""
-
-from vdsm_storage.cli.command import main
-
-__all__ = ["main"]
