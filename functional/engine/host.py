@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A host as the engine talks to it: two connections, and the parameters it really sends."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from functional.engine import replies
+from functional.engine.replies import NO_UUID
+from functional.engine.wire import IRS, VDS, Connection, VdsError, client_tls
+
+LOCALFS, POSIXFS = 4, 6
+COW, RAW = 4, 5
+PREALLOCATED, SPARSE = 1, 2
+DATA_CLASS = 1
+UNKNOWN_POOL = 309
+
+
+def optional(**params: Any) -> dict[str, Any]:
+    """The engine leaves out what is null, blank or empty."""
+    return {key: value for key, value in params.items() if value not in (None, "", [], {})}
+
+
+@dataclass(frozen=True)
+class StorageServer:
+    """Where a domain's storage is; `spec` is what the engine calls the connection."""
+
+    type: int
+    spec: str
+    vfs_type: str = ""
+    options: str = ""
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def as_map(self) -> dict[str, str]:
+        """A flat map of strings."""
+        return {
+            "id": self.id,
+            "connection": self.spec,
+            "port": "",
+            "iqn": "",
+            "user": "",
+            "password": "",
+            "ipv6_enabled": "false",
+            **optional(vfs_type=self.vfs_type, mnt_options=self.options),
+        }
+
+
+class Host:
+    """`pki` of a development agent, or None for plain text."""
+
+    def __init__(self, name: str, host_id: int, port: int, pki: Path | None = None) -> None:
+        self.name = name
+        self.id = host_id
+        self._address = ("127.0.0.1", port)
+        self._tls: ssl.SSLContext | None = client_tls(pki) if pki is not None else None
+        self.events: list[tuple[str, Any]] = []
+        self.vds = Connection(self._address, self._tls, VDS, self._on_event)
+        self.irs = Connection(self._address, self._tls, IRS)
+
+    def _on_event(self, method: str, params: Any) -> None:
+        self.events.append((method, params))
+
+    def close(self) -> None:
+        self.vds.close()
+        self.irs.close()
+
+    # -- becoming Up -------------------------------------------------------------------------
+
+    def capabilities(self) -> replies.Capabilities:
+        return replies.capabilities(self.vds.call("Host.getCapabilities", {}))
+
+    def hardware(self) -> dict[str, Any]:
+        reply = self.vds.call("Host.getHardwareInfo", {})
+        return {key: value for key, value in reply.items() if type(value) is str}
+
+    def health(self) -> dict[str, replies.DomainHealth]:
+        return replies.host_stats(self.vds.call("Host.getStats", {}))
+
+    # -- storage servers ---------------------------------------------------------------------
+
+    def connect_servers(self, pool: str, servers: list[StorageServer]) -> dict[str, int]:
+        return self._servers("connectStorageServer", pool, servers)
+
+    def disconnect_servers(self, pool: str, servers: list[StorageServer]) -> dict[str, int]:
+        return self._servers("disconnectStorageServer", pool, servers)
+
+    def _servers(self, verb: str, pool: str, servers: list[StorageServer]) -> dict[str, int]:
+        params = {
+            "domainType": servers[0].type,
+            "storagepoolID": pool,
+            "connectionParams": [server.as_map() for server in servers],
+        }
+        statuses = replies.connection_statuses(self.vds.call(f"StoragePool.{verb}", params))
+        assert set(statuses) == {server.id for server in servers}
+        return statuses
+
+    # -- domains -----------------------------------------------------------------------------
+
+    def create_domain(self, domain: str, name: str, server: StorageServer, version: str) -> None:
+        params = {
+            "storagedomainID": domain,
+            "domainType": server.type,
+            "typeArgs": server.spec,
+            "name": name,
+            "domainClass": DATA_CLASS,
+            "version": version,
+            "maxHosts": 250,
+            "blockSize": 0 if version == "5" else 512,
+        }
+        self.vds.call("StorageDomain.create", params)
+
+    def domain_info(self, domain: str) -> replies.DomainInfo:
+        params = {"storagedomainID": domain}
+        return replies.domain_info(self.vds.call("StorageDomain.getInfo", params))
+
+    def domain_stats(self, domain: str) -> tuple[int, int]:
+        params = {"storagedomainID": domain}
+        return replies.domain_stats(self.vds.call("StorageDomain.getStats", params))
+
+    def images(self, domain: str) -> list[str]:
+        reply = self.vds.call("StorageDomain.getImages", {"storagedomainID": domain})
+        return list(reply)
+
+    # -- the pool ----------------------------------------------------------------------------
+
+    def spm_status(self, pool: str) -> replies.SpmStatus | None:
+        """None for a pool that this host does not know (not an error: it is then connected)."""
+        try:
+            reply = self.vds.call("StoragePool.getSpmStatus", {"storagepoolID": pool})
+        except VdsError as error:
+            if error.code == UNKNOWN_POOL:
+                return None
+            raise
+        return replies.spm_status(reply)
+
+    def pool_info(self, pool: str) -> replies.PoolInfo:
+        return replies.pool_info(self.irs.call("StoragePool.getInfo", {"storagepoolID": pool}))
+
+    def disconnect_pool(self, pool: str) -> None:
+        params = {"storagepoolID": pool, "hostID": self.id, "scsiKey": pool}
+        self.vds.call("StoragePool.disconnect", params)
+
+    # -- tasks and jobs ----------------------------------------------------------------------
+
+    def tasks(self) -> dict[str, replies.TaskStatus]:
+        return replies.all_tasks(self.irs.call("Host.getAllTasksStatuses", {}))
+
+    def task_verbs(self) -> dict[str, str]:
+        return replies.task_verbs(self.irs.call("Host.getAllTasksInfo", {}))
+
+    def task(self, task: str) -> replies.TaskStatus:
+        return replies.task_status(self.vds.call("Task.getStatus", {"taskID": task}))
+
+    def clear_task(self, task: str) -> None:
+        self.irs.call("Task.clear", {"taskID": task})
+
+    def jobs(self, job_ids: list[str]) -> dict[str, replies.Job]:
+        params = {"job_type": "storage", **optional(job_ids=job_ids)}
+        return replies.jobs(self.vds.call("Host.getJobs", params))
+
+    # -- volumes, on any host ----------------------------------------------------------------
+
+    def volume_info(self, pool: str, domain: str, image: str, volume: str) -> replies.VolumeInfo:
+        params = pdiv(pool, domain, image, volume)
+        return replies.volume_info(self.vds.call("Volume.getInfo", params))
+
+    def prepare(self, pool: str, domain: str, image: str, volume: str) -> str:
+        """The path that a guest would get."""
+        params = {**pdiv(pool, domain, image, volume), "allowIllegal": False}
+        path = self.vds.call("Image.prepare", params)["path"]
+        assert type(path) is str
+        return path
+
+    def teardown(self, pool: str, domain: str, image: str, volume: str) -> None:
+        params = pdiv(pool, domain, image, volume)
+        params["leafVolID"] = params.pop("volumeID")  # the engine's name for it
+        self.vds.call("Image.teardown", params)
+
+    # -- streams -----------------------------------------------------------------------------
+
+    def put_stream(self, where: dict[str, str], data: bytes) -> str:
+        """The engine's OVF upload; returns the task to poll and clear."""
+        status, headers, body = self._http("PUT", stream_headers(where), data)
+        assert status == 200, body
+        return headers["Task-Id"]
+
+    def get_stream(self, where: dict[str, str], length: int) -> tuple[str, bytes]:
+        headers = {**stream_headers(where), "Range": f"bytes=0-{length - 1}"}
+        status, received, body = self._http("GET", headers, None)
+        assert status == 206, body
+        assert "Content-Range" in received
+        return received["Task-Id"], body
+
+    def _http(
+        self, method: str, headers: dict[str, str], body: bytes | None
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        connection: http.client.HTTPConnection
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection(
+                *self._address, timeout=300, context=self._tls
+            )
+        else:
+            connection = http.client.HTTPConnection(*self._address, timeout=300)
+        try:
+            connection.request(method, "/", body=body, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+
+def pdiv(pool: str, domain: str, image: str, volume: str) -> dict[str, Any]:
+    return {
+        "storagepoolID": pool,
+        "storagedomainID": domain,
+        "imageID": image,
+        "volumeID": volume,
+    }
+
+
+def stream_headers(where: dict[str, str]) -> dict[str, str]:
+    names = (
+        ("storagepoolID", "Storage-Pool-Id"),
+        ("storagedomainID", "Storage-Domain-Id"),
+        ("imageID", "Image-Id"),
+        ("volumeID", "Volume-Id"),
+    )
+    return {header: where[key] for key, header in names}
+
+
+__all__ = ["NO_UUID", "Host", "StorageServer", "optional", "pdiv"]
