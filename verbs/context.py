@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from vdsm_storage.config import Config
     from vdsm_storage.host.facts import HostFacts
     from vdsm_storage.host.imageio import ImageTickets
+    from vdsm_storage.images.images import Images
+    from vdsm_storage.images.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Services:
     config: Config
     facts: HostFacts
     tickets: ImageTickets
+    volumes: Volumes
+    images: Images
 
 
 @dataclass(frozen=True)

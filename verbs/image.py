@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verbs of the namespace Image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from vdsm_storage.verbs.context import Context
+from vdsm_storage.verbs.table import Verb
+
+DOMAIN = "storagedomainID"
+
+
+def delete(
+    ctx: Context,
+    imageID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    postZero: bool,
+    force: bool,
+    discard: bool = False,
+) -> str:
+    """Returns the task."""
+    return ctx.services.images.delete(storagedomainID, imageID)
+
+
+def deleteVolumes(
+    ctx: Context,
+    imageID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    volumeList: list[str],
+    postZero: bool = False,
+    force: bool = False,
+    discard: bool = False,
+) -> str:
+    """Returns the task."""
+    return ctx.services.images.delete_volumes(
+        storagedomainID, imageID, volumeList, force=bool(force)
+    )
+
+
+def getVolumes(
+    ctx: Context, imageID: str, storagepoolID: str, storagedomainID: str
+) -> list[str]:
+    return ctx.services.images.volumes(storagedomainID, imageID)
+
+
+def prepare(
+    ctx: Context,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    volumeID: str,
+    allowIllegal: bool = False,
+) -> dict[str, str]:
+    return ctx.services.images.prepare(
+        storagedomainID, imageID, volumeID, allow_illegal=bool(allowIllegal)
+    )
+
+
+def teardown(
+    ctx: Context,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    volumeID: str | None = None,
+) -> None:
+    ctx.services.images.teardown(storagedomainID, imageID, volumeID)
+
+
+def reconcileVolumeChain(
+    ctx: Context, storagepoolID: str, storagedomainID: str, imageID: str, leafVolID: str
+) -> list[str]:
+    return ctx.services.images.reconcile(storagedomainID, imageID, leafVolID)
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "Image.delete": Verb(delete, lane=DOMAIN),
+    "Image.deleteVolumes": Verb(deleteVolumes, lane=DOMAIN),
+    "Image.getVolumes": Verb(getVolumes, lane=DOMAIN),
+    "Image.prepare": Verb(prepare, lane=DOMAIN),
+    "Image.reconcileVolumeChain": Verb(reconcileVolumeChain, lane=DOMAIN),
+    "Image.teardown": Verb(teardown, lane=DOMAIN),
+}

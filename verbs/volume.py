@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verbs of the namespace Volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vdsm_storage.images.create import NewVolumeRequest
+from vdsm_storage.verbs.context import Context
+from vdsm_storage.verbs.table import Verb
+
+DOMAIN = "storagedomainID"
+
+
+def create(
+    ctx: Context,
+    volumeID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    size: int,
+    volFormat: str,
+    preallocate: str,
+    diskType: str,
+    desc: str,
+    srcImgUUID: str,
+    srcVolUUID: str,
+    initialSize: int | None = None,
+    addBitmaps: bool = False,
+    legal: bool = True,
+    sequence: int = 0,
+    bitmap: str | None = None,
+) -> str:
+    """Returns the task."""
+    request = NewVolumeRequest(
+        domain=storagedomainID,
+        image=imageID,
+        volume=volumeID,
+        capacity=int(size),
+        format=volFormat,
+        type=preallocate,
+        disktype=diskType,
+        description=desc,
+        parent_image=srcImgUUID,
+        parent=srcVolUUID,
+        initial_size=int(initialSize) if initialSize else None,
+        legal=legal,
+        sequence=sequence or 0,
+        add_bitmaps=bool(addBitmaps),
+        bitmap=bitmap or None,
+    )
+    return ctx.services.volumes.create(request)
+
+
+def delete(
+    ctx: Context,
+    volumeID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    postZero: bool,
+    force: bool,
+    discard: bool = False,
+) -> str:
+    """Returns the task.  File systems give freed blocks back zeroed: postZero has no work."""
+    return ctx.services.volumes.delete(storagedomainID, imageID, [volumeID], force=force)
+
+
+def extendSize(
+    ctx: Context,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    volumeID: str,
+    newSize: int,
+) -> str:
+    """Returns the task."""
+    return ctx.services.volumes.extend(storagedomainID, imageID, volumeID, int(newSize))
+
+
+def getInfo(
+    ctx: Context, volumeID: str, storagepoolID: str, storagedomainID: str, imageID: str
+) -> dict[str, Any]:
+    return ctx.services.volumes.info(storagedomainID, imageID, volumeID)
+
+
+def getSize(
+    ctx: Context, volumeID: str, storagepoolID: str, storagedomainID: str, imageID: str
+) -> dict[str, str]:
+    return ctx.services.volumes.size(storagedomainID, imageID, volumeID)
+
+
+def getQemuImageInfo(
+    ctx: Context, volumeID: str, storagepoolID: str, storagedomainID: str, imageID: str
+) -> dict[str, Any]:
+    return ctx.services.volumes.qemu_info(storagedomainID, imageID, volumeID)
+
+
+def refresh(
+    ctx: Context, volumeID: str, storagepoolID: str, storagedomainID: str, imageID: str
+) -> None:
+    ctx.services.volumes.refresh(storagedomainID, imageID, volumeID)
+
+
+def setDescription(
+    ctx: Context,
+    volumeID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    description: str,
+) -> None:
+    ctx.services.volumes.set_description(storagedomainID, imageID, volumeID, description)
+
+
+def setLegality(
+    ctx: Context,
+    volumeID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    legality: str,
+) -> None:
+    ctx.services.volumes.set_legality(storagedomainID, imageID, volumeID, legality)
+
+
+def teardown(ctx: Context, storagedomainID: str, imageID: str, volumeID: str) -> None:
+    ctx.services.volumes.teardown(storagedomainID, imageID, volumeID)
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "Volume.create": Verb(create, lane=DOMAIN),
+    "Volume.delete": Verb(delete, lane=DOMAIN),
+    "Volume.extendSize": Verb(extendSize, lane=DOMAIN),
+    "Volume.getInfo": Verb(getInfo, lane=DOMAIN),
+    "Volume.getQemuImageInfo": Verb(getQemuImageInfo, lane=DOMAIN),
+    "Volume.getSize": Verb(getSize, lane=DOMAIN),
+    "Volume.refresh": Verb(refresh, lane=DOMAIN),
+    "Volume.setDescription": Verb(setDescription, lane=DOMAIN),
+    "Volume.setLegality": Verb(setLegality, lane=DOMAIN),
+    "Volume.teardown": Verb(teardown, lane=DOMAIN),
+}
