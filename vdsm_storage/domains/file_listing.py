@@ -40,17 +40,18 @@ def all_volumes(where: Tree) -> dict[str, list[str]]:
 
 
 def images_of_volume(where: Tree, volume: str) -> list[str]:
-    """Every image that has the volume; the link count tells when all are found."""
+    """Every image that has the volume; the data file's link count tells when all are found."""
     found: list[str] = []
     links = 0
     with where.directory(IMAGES) as fd:
         for image in _image_names(fd):
-            status = tree.status(fd, f"{image}/{volume}{META}")
-            if status is not None:
-                found.append(image)
-                links = max(links, status.st_nlink)
-                if len(found) == links:
-                    break
+            if tree.status(fd, f"{image}/{volume}{META}") is None:
+                continue
+            found.append(image)
+            data = tree.status(fd, f"{image}/{volume}")
+            links = max(links, data.st_nlink if data is not None else 0)
+            if len(found) == links:
+                break
     return found
 
 

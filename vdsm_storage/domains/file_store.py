@@ -115,16 +115,16 @@ class FileStore:
 
     def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         _check(volume)
-        data = metadata.encode(self.version, volume)
+        text = metadata.encode(self.version, volume)
         try:
             with self._image(image) as fd:
-                old = tree.status(fd, volume + META)
-                if old is None:
+                if tree.status(fd, volume + META) is None:
                     raise self._missing(image, volume)
-                self._tree.replace_file(fd, volume + META, data)
+                data_file = tree.status(fd, volume)
+                self._tree.replace_file(fd, volume + META, text)
         except FileNotFoundError:
             raise self._missing(image, volume) from None
-        if old.st_nlink > 1:
+        if data_file is not None and data_file.st_nlink > 1:  # a template in use: one .meta too
             for other in self.images_of_volume(volume):
                 if other != image:
                     self._link(image, other, volume + META)
