@@ -61,6 +61,8 @@ def test_rpm_carries_all_that_a_host_needs(rpm: Path) -> None:
         "/etc/vdsm-storage/agent.conf",
         "/etc/vdsm-storage/conf.d",
         "/etc/sudoers.d/50_vdsm-storage",
+        "/usr/share/bash-completion/completions/vdsm-client",
+        "/usr/share/zsh/site-functions/_vdsm-client",
     ):
         assert name in listed
     assert any("man8/vdsm-storaged.8" in name for name in listed)
@@ -142,6 +144,13 @@ def test_example_configuration_uncommented_is_the_default(tmp_path: Path) -> Non
     text = (RPM_DIR / "agent.conf").read_text()
     (tmp_path / "agent.conf").write_text(re.sub(r"(?m)^#(?=\w)", "", text))
     assert config.load(str(tmp_path)) == config.Config()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_packaged_completion_is_what_the_client_prints(shell: str) -> None:
+    printed = run(str(Path(sys.executable).parent / "vdsm-client"), "--completion", shell).decode()
+    path = RPM_DIR / f"vdsm-client.{shell}"
+    assert path.read_text() == printed, f"vdsm-client --completion {shell} > {path}"
 
 
 @pytest.mark.parametrize("name", ["lab.conf.example", "logging.conf.example"])
