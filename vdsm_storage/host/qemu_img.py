@@ -167,6 +167,13 @@ class QemuImg:
             argv.append(_without_backing(image))
         return parse_measure(self._run(argv).stdout)
 
+    def measure_merged(self, top: Image, base: Image) -> Measure:
+        """What `base` needs when `top` has been merged into it; what is below base stays there."""
+        below = _node(base) if base.format == RAW else {**_node(base), "backing": None}
+        node = {**_node(top), "backing": below}
+        argv = ["measure", "--output", "json", "-O", base.format, "-U", "json:" + json.dumps(node)]
+        return parse_measure(self._run(argv).stdout)
+
     def measure_empty(self, size: int, target_format: str) -> Measure:
         """What an image of `size` bytes without data needs."""
         argv = ["measure", "--output", "json", "-O", target_format, "--size", str(size)]
@@ -281,11 +288,14 @@ def _info_argv(image: Image, *flags: str) -> list[str]:
     return ["info", "--output", "json", *flags, "-f", image.format, image.path]
 
 
-def _without_backing(image: Image) -> str:
-    """The image as a qemu node whose backing file is left out."""
+def _node(image: Image) -> dict[str, object]:
+    """The image as qemu's block layer describes one of its own devices."""
     driver = "host_device" if stat.S_ISBLK(os.stat(image.path).st_mode) else "file"
-    file = {"driver": driver, "filename": image.path}
-    return "json:" + json.dumps({"driver": image.format, "backing": None, "file": file})
+    return {"driver": image.format, "file": {"driver": driver, "filename": image.path}}
+
+
+def _without_backing(image: Image) -> str:
+    return "json:" + json.dumps({**_node(image), "backing": None})
 
 
 def _options(image_format: str, compat: str, preallocation: str | None) -> list[str]:
