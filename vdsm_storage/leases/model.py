@@ -21,7 +21,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class LeaseSpec:
-    """Where a lease is: `resource` of `lockspace` at `offset` bytes of the file or device `path`."""
+    """Where a lease is: `resource` of `lockspace` at `offset` bytes of the file or device."""
 
     lockspace: str
     resource: str

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vdsm_storage.base.clock import SystemClock
+from vdsm_storage.base.units import MIB
+from vdsm_storage.base.uuids import new_uuid
+from vdsm_storage.errors import (
+    AcquireLockFailure,
+    HostIdConflict,
+    LeaseHeldElsewhere,
+    ReleaseHostIdFailure,
+    ReleaseLockFailure,
+    SanlockInquireError,
+)
+from vdsm_storage.host.bounded import BoundedCall
+from vdsm_storage.leases.leader import MAGIC, parse_leader
+from vdsm_storage.leases.lockspace import Lockspace, Lockspaces
+from vdsm_storage.leases.model import Geometry, LeaseSpec, LeaseState
+
+pytestmark = pytest.mark.sanlock
+
+
+def test_a_new_lease_is_free(joined: Any) -> None:
+    assert joined.leases.state(joined.new_lease()) == LeaseState(owners=(), version=None)
+
+
+def test_a_held_lease_names_its_owner(joined: Any) -> None:
+    spec = joined.new_lease()
+    with joined.leases.held(spec, 5):
+        assert joined.leases.state(spec) == LeaseState((7,), 1, last_owner=7, last_version=1)
+        assert spec.resource in joined.sanlock.held(spec.lockspace)
+    assert joined.leases.state(spec) == LeaseState((), None, last_owner=7, last_version=1)
+    assert spec.resource not in joined.sanlock.held(spec.lockspace)
+
+
+def test_a_lease_held_by_this_process_is_refused_after_the_wait(joined: Any) -> None:
+    spec = joined.new_lease()
+    with joined.leases.held(spec, 5), pytest.raises(LeaseHeldElsewhere) as error:
+        joined.leases.acquire(spec, 0.05)
+    assert error.value.code == 651
+    assert spec.resource in error.value.message
+
+
+def test_a_lease_is_waited_for(joined: Any) -> None:
+    spec = joined.new_lease()
+    joined.leases.acquire(spec, 5)
+    timer = threading.Timer(0.2, joined.leases.release, (spec,))
+    timer.start()
+    with joined.leases.held(spec, 20):
+        pass
+    timer.join()
+
+
+def test_data_travels_with_the_lease(joined: Any) -> None:
+    spec = joined.new_lease()
+    with joined.leases.held(spec, 5, lvb=True):
+        assert joined.leases.get_data(spec) == bytes(512)
+        joined.leases.set_data(spec, b'{"a":1}')
+    with joined.leases.held(spec, 5, lvb=True):
+        assert joined.leases.get_data(spec) == b'{"a":1}'.ljust(512, b"\0")
+
+
+def test_a_cleared_lease_cannot_be_taken(joined: Any) -> None:
+    spec = joined.new_lease()
+    joined.leases.clear(spec)
+    with pytest.raises(AcquireLockFailure):
+        joined.leases.acquire(spec, 1)
+    with pytest.raises(SanlockInquireError):
+        joined.leases.state(spec)
+
+
+def test_releasing_what_is_not_held(joined: Any) -> None:
+    with pytest.raises(ReleaseLockFailure) as error:
+        joined.leases.release(joined.new_lease())
+    assert error.value.code == 660
+
+
+def test_without_a_host_id_no_lease(joined: Any, tmp_path: Any) -> None:
+    spec = LeaseSpec("11111111-2222-3333-4444-555555555555", "SDM", str(tmp_path / "leases"), MIB)
+    (tmp_path / "leases").touch()
+    joined.leases.write(spec)
+    with pytest.raises(AcquireLockFailure, match="no host id on the domain yet"):
+        joined.leases.acquire(spec, 1)
+
+
+def test_host_id_is_not_left_while_a_lease_is_held(joined: Any) -> None:
+    with (
+        joined.leases.held(joined.new_lease(), 5),
+        pytest.raises(ReleaseHostIdFailure) as error,
+    ):
+        joined.lockspace.release()
+    assert error.value.code == 662
+    assert joined.lockspace.is_held()
+
+
+def test_another_agent_finds_the_host_id(joined: Any) -> None:
+    path = str(joined.directory / "ids")
+    found = Lockspace(joined.sanlock, joined.lockspace.id, path, Geometry(), SystemClock())
+    assert not found.is_held()
+    found.acquire(7, 0)
+    assert found.is_held()
+    with pytest.raises(HostIdConflict):
+        found.start_acquire(8)
+
+
+def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
+    lockspaces = Lockspaces(joined.sanlock, SystemClock())
+    opened = []
+    for alignment in (1, 2, 4, 8):
+        geometry, sd_id = Geometry(4096, alignment * MIB), new_uuid()
+        for name in ("ids", "leases"):
+            (tmp_path / f"{name}{alignment}").touch()
+        ids = str(tmp_path / f"ids{alignment}")
+        joined.leases.write_lockspace(sd_id, ids, geometry)
+        spec = LeaseSpec(
+            sd_id, "SDM", str(tmp_path / f"leases{alignment}"), geometry.alignment, geometry
+        )
+        joined.leases.write(spec)
+        lockspace = lockspaces.open(sd_id, ids, geometry)
+        lockspace.start_acquire(alignment * 250)  # the highest host id of this alignment
+        opened.append((lockspace, spec))
+    for lockspace, spec in opened:
+        lockspace.wait(60)
+        with joined.leases.held(spec, 5, lvb=True):
+            assert joined.leases.state(spec).owners == (lockspace.host_id,)
+    lockspaces.release_all()
+    assert not any(lockspace.is_held() for lockspace, _ in opened)
+
+
+def test_a_call_that_hangs_is_left_and_undone() -> None:
+    release, undone = threading.Event(), threading.Event()
+    turn = threading.Lock()
+    with pytest.raises(TimeoutError):
+        BoundedCall(release.wait, turn, undone.set).run("test", 0.05)
+    never = threading.Event()
+    with pytest.raises(TimeoutError):
+        BoundedCall(never.set, turn, undone.set).run("test", 0.05)
+    release.set()
+    assert undone.wait(5)
+    BoundedCall(lambda: None, turn, None).run("test", 5)
+    assert not never.is_set()
+
+
+@given(st.binary(max_size=512))
+def test_leader_parser_takes_any_bytes(data: bytes) -> None:
+    parse_leader(data)
+    parse_leader(struct.pack("<I", MAGIC) + data)

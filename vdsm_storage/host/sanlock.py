@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""sanlock: host ids and leases on shared storage.  The one module that loads its binding.
+
+The binding's calls have no time-out of their own and wait for the daemon, which waits for the
+storage.  So every call runs in a thread of its own that its caller stops waiting for in time; what
+such a late call still obtains is given back by the thread itself.
+
+Leases belong to this process through a registered connection.  There is one a lockspace: the
+daemon serves one command at a time on a connection, and a domain that hangs must not keep the
+others waiting.  When the process ends, however it ends, the daemon frees all its leases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import sanlock
+
+from vdsm_storage.base.units import MIB
+from vdsm_storage.errors import (
+    AcquireHostIdFailure,
+    AcquireLockFailure,
+    AgentError,
+    ClusterLockInitError,
+    LeaseHeldElsewhere,
+    ReleaseHostIdFailure,
+    ReleaseLockFailure,
+    SanlockInquireError,
+    SanlockLVBError,
+)
+from vdsm_storage.host.bounded import BoundedCall
+
+IO_CALL: Final = 6.0  # I/O time-outs that one call may take: a few reads and writes in a row
+SHORT: Final = 20.0  # seconds for what the daemon answers from memory
+LVB_SIZE: Final = 512  # bytes
+
+# sanlock_rv.h: a live host has the lease, or several ask for it at this moment
+_HELD: Final = frozenset({-243, -244, -245, -246, -247, errno.EEXIST, errno.EAGAIN, errno.EBUSY})
+_NO_LEASE: Final = -223  # there is no lease record at this place
+_REASONS: Final = {
+    -220: "its storage cannot be read",
+    -221: "its storage cannot be written",
+    _NO_LEASE: "no lease was ever written there",
+    -226: "the lease there is of another domain",
+    -227: "another lease is there",
+    -243: "its owner is alive",
+    -244: "its owner is alive",
+    -245: "another host got it first",
+    -246: "several hosts ask for it at once",
+    -262: "another host uses this host id, or did a moment ago: give each host an id of its own",
+    errno.EEXIST: "this host has it already",
+    errno.ENOSPC: "this host has no host id on the domain yet: connect the storage pool and wait",
+    errno.ECONNREFUSED: "the sanlock daemon does not run: start it (systemctl start sanlock)",
+    errno.EINPROGRESS: "it is being acquired",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a lease or a lockspace is; `align` and `sector` in bytes."""
+
+    path: str
+    offset: int = 0
+    align: int = MIB
+    sector: int = 512
+
+    @property
+    def disks(self) -> list[tuple[str, int]]:
+        return [(self.path, self.offset)]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a lease's leader record says of itself; empty names for a cleared one."""
+
+    lockspace: str
+    resource: str
+    version: int
+
+
+@dataclass(frozen=True)
+class HostState:
+    """A host in a lockspace; `flags` is one of sanlock.HOST_*."""
+
+    host_id: int
+    generation: int
+    timestamp: int
+    flags: int
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.flags == sanlock.HOST_LIVE)
+
+
+@dataclass
+class _Connection:
+    fd: int | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def registered(self) -> int:
+        """The descriptor; registers this process the first time.  Called with the lock held."""
+        if self.fd is None:
+            self.fd = sanlock.register()
+        return self.fd
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The error that a call raises; `busy` when who is in the way may go away."""
+
+    error: type[AgentError]
+    facts: dict[str, Any]
+    busy: type[AgentError] | None = None
+
+    def of(self, reason: str, *, busy: bool) -> AgentError:
+        error = self.busy if busy and self.busy is not None else self.error
+        return error(reason=reason, **self.facts)
+
+
+class Sanlock:
+    """`run_dir` is the daemon's run directory, "" for the system's; `io_timeout` in seconds.
+
+    The binding reads the run directory from the environment, so one process talks to one daemon.
+    """
+
+    def __init__(self, run_dir: str = "", io_timeout: int = 10) -> None:
+        if run_dir:
+            os.environ["SANLOCK_RUN_DIR"] = run_dir
+            os.environ["SANLOCK_PRIVILEGED"] = "0"
+        self.io_timeout = io_timeout
+        self._lock = threading.Lock()
+        self._connections: dict[str, _Connection] = {}
+
+    @property
+    def io_seconds(self) -> float:
+        """How long one call that touches the storage may take."""
+        return IO_CALL * self.io_timeout + 5
+
+    # -- host ids ----------------------------------------------------------------------------
+
+    def write_lockspace(self, lockspace: str, place: Place, max_hosts: int = 0) -> None:
+        """Make an empty lockspace.  Raises ClusterLockInitError (701)."""
+
+        def call() -> None:
+            sanlock.write_lockspace(
+                lockspace.encode(),
+                place.path,
+                offset=place.offset,
+                max_hosts=max_hosts,
+                iotimeout=self.io_timeout,
+                align=place.align,
+                sector=place.sector,
+            )
+
+        facts = {"what": "The lockspace", "lockspace": lockspace, **_place(place)}
+        self._io(call, ClusterLockInitError, facts)
+
+    def start_host_id(self, lockspace: str, host_id: int, place: Place) -> None:
+        """Begin to acquire a host id; returns at once.  Fine if it is held or under way."""
+
+        def call() -> None:
+            try:
+                sanlock.add_lockspace(
+                    lockspace.encode(),
+                    host_id,
+                    place.path,
+                    offset=place.offset,
+                    iotimeout=self.io_timeout,
+                    wait=False,
+                )
+            except sanlock.SanlockException as error:
+                if error.errno not in (errno.EEXIST, errno.EINPROGRESS):
+                    raise
+
+        self._short("add", call, AcquireHostIdFailure, _host(lockspace, host_id, place))
+
+    def has_host_id(self, lockspace: str, host_id: int, place: Place) -> bool | None:
+        """True: held.  False: not, and nothing is under way.  None: being acquired or released."""
+
+        def call() -> bool | None:
+            answer = sanlock.inq_lockspace(
+                lockspace.encode(), host_id, place.path, offset=place.offset
+            )
+            return None if answer is None else bool(answer)
+
+        facts = _host(lockspace, host_id, place)
+        result: bool | None = self._short("inq", call, AcquireHostIdFailure, facts)
+        return result
+
+    def release_host_id(self, lockspace: str, host_id: int, place: Place) -> None:
+        """Leave the lockspace.  Refused (662) while this host has a lease in it."""
+
+        def call() -> None:
+            try:
+                sanlock.rem_lockspace(
+                    lockspace.encode(), host_id, place.path, offset=place.offset, unused=True
+                )
+            except sanlock.SanlockException as error:
+                if error.errno != errno.ENOENT:
+                    raise
+
+        self._io(call, ReleaseHostIdFailure, _host(lockspace, host_id, place))
+
+    def host_ids(self) -> dict[str, int]:
+        """The lockspaces that the daemon has joined or is joining, and the host id in each."""
+
+        def call() -> dict[str, int]:
+            return {ls["lockspace"].decode(): ls["host_id"] for ls in sanlock.get_lockspaces()}
+
+        facts = {"domain": "*", "host_id": "*", "path": "*"}
+        result: dict[str, int] = self._short("list", call, AcquireHostIdFailure, facts)
+        return result
+
+    def hosts(self, lockspace: str) -> list[HostState]:
+        """Every host that uses the lockspace; [] in the first second after joining."""
+
+        def call() -> list[HostState]:
+            try:
+                found = sanlock.get_hosts(lockspace.encode())
+            except sanlock.SanlockException as error:
+                if error.errno == errno.EAGAIN:
+                    return []
+                raise
+            return [
+                HostState(h["host_id"], h["generation"], h["timestamp"], h["flags"]) for h in found
+            ]
+
+        facts = {"resource": "hosts", "lockspace": lockspace, "path": "ids", "offset": 0}
+        result: list[HostState] = self._short("hosts", call, SanlockInquireError, facts)
+        return result
+
+    # -- leases on storage -------------------------------------------------------------------
+
+    def write_resource(self, lockspace: str, resource: str, place: Place) -> None:
+        """Write a free lease.  Empty names clear the place.  Raises ClusterLockInitError (701)."""
+
+        def call() -> None:
+            sanlock.write_resource(
+                lockspace.encode(),
+                resource.encode(),
+                place.disks,
+                align=place.align,
+                sector=place.sector,
+            )
+
+        facts = {"what": f"Lease {resource}", "lockspace": lockspace, **_place(place)}
+        self._io(call, ClusterLockInitError, facts)
+
+    def read_resource(self, place: Place) -> Resource | None:
+        """What is there; None where no lease was ever written.  Raises 704."""
+
+        def call() -> Resource | None:
+            try:
+                found = sanlock.read_resource(
+                    place.path, place.offset, align=place.align, sector=place.sector
+                )
+            except sanlock.SanlockException as error:
+                if error.errno == _NO_LEASE:
+                    return None
+                raise
+            return Resource(
+                found["lockspace"].decode(errors="replace"),
+                found["resource"].decode(errors="replace"),
+                found["version"],
+            )
+
+        facts = {"resource": "the lease", "lockspace": "the domain", **_place(place)}
+        result: Resource | None = self._io(call, SanlockInquireError, facts)
+        return result
+
+    def owners(self, lockspace: str, resource: str, place: Place) -> list[int]:
+        """Host ids of the owners, read from the storage.  Raises SanlockInquireError (704)."""
+
+        def call() -> list[int]:
+            found = sanlock.read_resource_owners(
+                lockspace.encode(),
+                resource.encode(),
+                place.disks,
+                align=place.align,
+                sector=place.sector,
+            )
+            return [owner["host_id"] for owner in found]
+
+        result: list[int] = self._io(call, SanlockInquireError, _lease(lockspace, resource, place))
+        return result
+
+    # -- leases held by this process ---------------------------------------------------------
+
+    def acquire(
+        self, lockspace: str, resource: str, place: Place, timeout: float, lvb: bool = False
+    ) -> None:
+        """Take a lease exclusively, in one attempt of at most `timeout` seconds.
+
+        Raises LeaseHeldElsewhere or AcquireLockFailure (651).
+        """
+        connection = self._connection(lockspace)
+
+        def call() -> None:
+            sanlock.acquire(
+                lockspace.encode(),
+                resource.encode(),
+                place.disks,
+                slkfd=connection.registered(),
+                lvb=lvb,
+            )
+
+        def undo() -> None:
+            with contextlib.suppress(sanlock.SanlockException):
+                sanlock.release(
+                    lockspace.encode(), resource.encode(), place.disks, slkfd=connection.fd
+                )
+
+        facts = _lease(lockspace, resource, place)
+        failure = _Failure(AcquireLockFailure, facts, LeaseHeldElsewhere)
+        self._run("acquire", call, timeout, failure, connection.lock, undo)
+
+    def release(self, lockspace: str, resource: str, place: Place) -> None:
+        """Give a lease back.  Raises ReleaseLockFailure (660)."""
+        connection = self._connection(lockspace)
+
+        def call() -> None:
+            sanlock.release(
+                lockspace.encode(),
+                resource.encode(),
+                place.disks,
+                slkfd=connection.registered(),
+            )
+
+        failure = _Failure(ReleaseLockFailure, _lease(lockspace, resource, place))
+        self._run("release", call, self.io_seconds, failure, connection.lock)
+
+    def held(self, lockspace: str) -> list[str]:
+        """Names of the leases that this process has in the lockspace, as the daemon sees it."""
+        connection = self._connection(lockspace)
+
+        def call() -> list[str]:
+            found = sanlock.inquire(slkfd=connection.registered())
+            return [lease["resource"].decode() for lease in found]
+
+        facts = {"resource": "leases", "lockspace": lockspace, "path": "-", "offset": 0}
+        failure = _Failure(SanlockInquireError, facts)
+        result: list[str] = self._run("inquire", call, SHORT, failure, connection.lock)
+        return result
+
+    def get_lvb(self, lockspace: str, resource: str, place: Place) -> bytes:
+        """The data of a lease that was acquired with `lvb`.  Raises SanlockLVBError (703)."""
+
+        def call() -> bytes:
+            data: bytes = sanlock.get_lvb(
+                lockspace.encode(), resource.encode(), place.disks, LVB_SIZE
+            )
+            return data
+
+        result: bytes = self._short(
+            "get_lvb", call, SanlockLVBError, _lease(lockspace, resource, place)
+        )
+        return result
+
+    def set_lvb(self, lockspace: str, resource: str, place: Place, data: bytes) -> None:
+        """Store data with a lease held with `lvb`; it is on the storage once it is released."""
+        facts = _lease(lockspace, resource, place)
+
+        def call() -> None:
+            sanlock.set_lvb(lockspace.encode(), resource.encode(), place.disks, data)
+
+        self._short("set_lvb", call, SanlockLVBError, facts)
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _connection(self, lockspace: str) -> _Connection:
+        with self._lock:
+            return self._connections.setdefault(lockspace, _Connection())
+
+    def _io(self, call: Callable[[], Any], error: type[AgentError], facts: dict[str, Any]) -> Any:
+        return self._run("io", call, self.io_seconds, _Failure(error, facts))
+
+    def _short(
+        self, name: str, call: Callable[[], Any], error: type[AgentError], facts: dict[str, Any]
+    ) -> Any:
+        return self._run(name, call, SHORT, _Failure(error, facts))
+
+    @staticmethod
+    def _run(
+        name: str,
+        call: Callable[[], Any],
+        timeout: float,
+        failure: _Failure,
+        turn: AbstractContextManager[Any] | None = None,
+        undo: Callable[[], None] | None = None,
+    ) -> Any:
+        try:
+            return BoundedCall(call, turn or contextlib.nullcontext(), undo).run(name, timeout)
+        except sanlock.SanlockException as cause:
+            raise failure.of(_reason(cause), busy=cause.errno in _HELD) from cause
+        except TimeoutError as cause:
+            reason = f"no answer in {timeout:.0f} s; the storage hangs, or the owner has just died"
+            raise failure.of(reason, busy=True) from cause
+
+
+def _reason(error: sanlock.SanlockException) -> str:
+    number = error.errno
+    text = _REASONS.get(number) or str(error.args[-1])
+    return f"{text} (sanlock {number})"
+
+
+def _place(place: Place) -> dict[str, Any]:
+    return {"path": place.path, "offset": place.offset}
+
+
+def _lease(lockspace: str, resource: str, place: Place) -> dict[str, Any]:
+    return {"lockspace": lockspace, "resource": resource, **_place(place)}
+
+
+def _host(lockspace: str, host_id: int, place: Place) -> dict[str, Any]:
+    return {"domain": lockspace, "host_id": host_id, "path": place.path}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lock of a domain's metadata between hosts: sanlock's SDM lease, held exclusively.
+
+(Held in shared mode it would let two hosts write; the pool manager of an oVirt host holds it
+exclusively, so only exclusive holders keep out of its way and it out of theirs.)
+
+Counted: the first holder in this process takes the lease, the last gives it back, and whoever
+comes between joins without I/O.  While one thread talks to sanlock the others wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from vdsm_storage.base.clock import Clock, Deadline
+from vdsm_storage.errors import (
+    AgentError,
+    LeaseHeldElsewhere,
+    ReleaseLockFailure,
+    SpmStatusError,
+)
+from vdsm_storage.leases.lease import Leases
+from vdsm_storage.leases.model import LeaseSpec, LeaseState
+
+log = logging.getLogger("leases")
+
+
+class _Backend(Protocol):
+    """What is counted: acquire() raises SpmStatusError when another holder outwaits us."""
+
+    def acquire(self, timeout: float) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class CountedLock:
+    """Counts the holds of `backend` within this process."""
+
+    def __init__(self, domain: str, backend: _Backend, clock: Clock) -> None:
+        self._domain = domain
+        self._backend = backend
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._count = 0
+        self._busy = False  # a thread is acquiring or releasing
+
+    @contextlib.contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        self.acquire(timeout)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self, timeout: float) -> None:
+        deadline = Deadline(self._clock, timeout)
+        with self._changed:
+            while self._busy:
+                if deadline.passed():
+                    raise SpmStatusError(
+                        domain=self._domain, owner="another operation here", seconds=timeout
+                    )
+                self._changed.wait(deadline.left())
+            if self._count:
+                self._count += 1
+                return
+            self._busy = True
+        taken = False
+        try:
+            self._backend.acquire(deadline.left())
+            taken = True
+        finally:
+            with self._changed:
+                self._busy = False
+                self._count = int(taken)
+                self._changed.notify_all()
+
+    def release(self) -> None:
+        with self._changed:
+            if self._count < 1:
+                raise RuntimeError(f"the lock of domain {self._domain} is not held")
+            if self._count > 1:
+                self._count -= 1
+                return
+            self._count = 0
+            self._busy = True
+        try:
+            self._backend.release()
+        except ReleaseLockFailure as error:
+            # The operation is done; the lease goes back at the latest with this process.
+            log.error("%s", error)
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def is_held(self) -> bool:
+        with self._changed:
+            return self._count > 0
+
+
+class _SanlockBackend:
+    def __init__(self, leases: Leases, spec: LeaseSpec) -> None:
+        self._leases = leases
+        self._spec = spec
+
+    def acquire(self, timeout: float) -> None:
+        try:
+            self._leases.acquire(self._spec, timeout)
+        except LeaseHeldElsewhere as error:
+            raise SpmStatusError(
+                domain=self._spec.lockspace, owner=self._owner(), seconds=round(timeout, 1)
+            ) from error
+
+    def release(self) -> None:
+        self._leases.release(self._spec)
+
+    def _owner(self) -> str:
+        try:
+            owners = self._leases.state(self._spec).owners
+        except AgentError:
+            return "another host"
+        return "host id " + ", ".join(map(str, owners)) if owners else "hosts that take turns"
+
+
+class SanlockClusterLock(CountedLock):
+    """Fulfils leases.model.ClusterLock with the lease `spec` (resource SDM of the domain)."""
+
+    def __init__(self, leases: Leases, spec: LeaseSpec, clock: Clock) -> None:
+        super().__init__(spec.lockspace, _SanlockBackend(leases, spec), clock)
+        self._leases = leases
+        self.spec = spec
+
+    def inquire(self) -> LeaseState:
+        return self._leases.state(self.spec)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Leases: written, taken, given back, asked about, and the data that goes with them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from vdsm_storage.base.clock import Clock, Deadline
+from vdsm_storage.base.files import read_direct
+from vdsm_storage.errors import LeaseHeldElsewhere, SanlockInquireError
+from vdsm_storage.host.sanlock import Place, Sanlock
+from vdsm_storage.leases.leader import LEADER_SIZE, Leader, parse_leader
+from vdsm_storage.leases.model import Geometry, LeaseSpec, LeaseState
+
+# A short holder has a lease for 10 to 50 ms; hosts that meet must not keep meeting.
+ATTEMPT: Final = 10.0  # seconds for the I/O of one attempt, at least
+BACK_OFF: Final = (0.01, 0.08)  # seconds
+
+
+class Leases:
+    """All of it through sanlock.  A lease can be taken on a domain whose host id is held."""
+
+    def __init__(self, sanlock: Sanlock, clock: Clock) -> None:
+        self._sanlock = sanlock
+        self._clock = clock
+
+    # -- on storage --------------------------------------------------------------------------
+
+    def write_lockspace(self, lockspace: str, path: str, geometry: Geometry) -> None:
+        """Make an empty lockspace at the start of `path`.  Raises 701."""
+        self._sanlock.write_lockspace(
+            lockspace, Place(path, 0, geometry.alignment, geometry.block_size)
+        )
+
+    def write(self, spec: LeaseSpec) -> None:
+        """Write a free lease.  The file must exist; it grows to the lease's end.  Raises 701."""
+        self._sanlock.write_resource(spec.lockspace, spec.resource, place(spec))
+
+    def clear(self, spec: LeaseSpec) -> None:
+        """Write a lease without names at the place: nobody can take it any more."""
+        self._sanlock.write_resource("", "", place(spec))
+
+    def state(self, spec: LeaseSpec) -> LeaseState:
+        """Who holds it, from the storage; works without a host id.  Raises 704.
+
+        Owners that died count until another host takes the lease from them.
+        """
+        leader = self.leader(spec)
+        if leader is None:
+            raise SanlockInquireError(
+                resource=spec.resource,
+                lockspace=spec.lockspace,
+                path=spec.path,
+                offset=spec.offset,
+                reason="no such lease is there; make the volume or lease anew",
+            )
+        owners = tuple(self._sanlock.owners(spec.lockspace, spec.resource, place(spec)))
+        return LeaseState(
+            owners=owners,
+            version=leader.version if owners else None,
+            last_owner=leader.owner_id if leader.version else None,
+            last_version=leader.version if leader.version else None,
+        )
+
+    def leader(self, spec: LeaseSpec) -> Leader | None:
+        """The lease's own record; None where there is none or another one.  Raises 704."""
+        try:
+            data = read_direct(spec.path, LEADER_SIZE, spec.offset)
+        except OSError as error:
+            raise SanlockInquireError(
+                resource=spec.resource,
+                lockspace=spec.lockspace,
+                path=spec.path,
+                offset=spec.offset,
+                reason=error.strerror,
+            ) from error
+        leader = parse_leader(data)
+        if leader is None or (leader.lockspace, leader.resource) != (spec.lockspace, spec.resource):
+            return None
+        return leader
+
+    # -- held by this process ----------------------------------------------------------------
+
+    def acquire(self, spec: LeaseSpec, timeout: float, lvb: bool = False) -> None:
+        """Take it; waits at most `timeout` seconds for who has it.
+
+        Raises LeaseHeldElsewhere (651) after that, AcquireLockFailure (651) at once.
+        """
+        deadline = Deadline(self._clock, timeout)
+        while True:
+            # The attempt gets time for its I/O, however short the wait for others is.
+            attempt = max(deadline.left(), ATTEMPT)
+            try:
+                self._sanlock.acquire(spec.lockspace, spec.resource, place(spec), attempt, lvb)
+                return
+            except LeaseHeldElsewhere:
+                if deadline.passed():
+                    raise
+            pause = random.uniform(*BACK_OFF)  # noqa: S311 - no secret
+            self._clock.wait(threading.Event(), min(pause, deadline.left() + 0.001))
+
+    def release(self, spec: LeaseSpec) -> None:
+        """Give it back.  Raises ReleaseLockFailure (660)."""
+        self._sanlock.release(spec.lockspace, spec.resource, place(spec))
+
+    @contextlib.contextmanager
+    def held(self, spec: LeaseSpec, timeout: float, lvb: bool = False) -> Iterator[None]:
+        """Hold it; see acquire()."""
+        self.acquire(spec, timeout, lvb)
+        try:
+            yield
+        finally:
+            self.release(spec)
+
+    def get_data(self, spec: LeaseSpec) -> bytes:
+        """The 512 bytes of data of a lease held with `lvb`.  Raises 703."""
+        return self._sanlock.get_lvb(spec.lockspace, spec.resource, place(spec))
+
+    def set_data(self, spec: LeaseSpec, data: bytes) -> None:
+        """Give a lease held with `lvb` its data; on the storage once it is released."""
+        self._sanlock.set_lvb(spec.lockspace, spec.resource, place(spec), data)
+
+
+def place(spec: LeaseSpec) -> Place:
+    return Place(spec.path, spec.offset, spec.geometry.alignment, spec.geometry.block_size)

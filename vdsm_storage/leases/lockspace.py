@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Host ids: this host's place among the hosts that share a domain's leases.
+
+A host id is acquired once a domain is in use and kept until the pool is disconnected.  It is the
+daemon that holds it, not this process: it outlives a restart of the agent, which then finds it.
+Acquiring takes 20 to 30 seconds with the usual I/O time-out, and minutes if another host used the
+id and died, so `start_acquire` does not wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Final
+
+from vdsm_storage.base.clock import Clock, Deadline
+from vdsm_storage.errors import AcquireHostIdFailure, AgentError, HostIdConflict
+from vdsm_storage.host.sanlock import HostState, Place, Sanlock
+from vdsm_storage.leases.model import Geometry
+
+log = logging.getLogger("leases")
+
+POLL: Final = 0.1  # seconds between two looks at a host id under way
+
+
+class Lockspace:
+    """The lockspace of the domain `sd_id`, whose file or device `ids_path` is."""
+
+    def __init__(
+        self, sanlock: Sanlock, sd_id: str, ids_path: str, geometry: Geometry, clock: Clock
+    ) -> None:
+        self._sanlock = sanlock
+        self.id = sd_id
+        self._place = Place(ids_path, 0, geometry.alignment, geometry.block_size)
+        self._clock = clock
+        self._host_id: int | None = None
+
+    @property
+    def host_id(self) -> int | None:
+        """The host id asked for last; None when none was."""
+        return self._host_id
+
+    def start_acquire(self, host_id: int) -> None:
+        """Ask for the host id; returns at once.  Does nothing if it is held or under way.
+
+        Raises AcquireHostIdFailure (661), HostIdConflict (700): another one is held already.
+        """
+        held = self._sanlock.host_ids().get(self.id)
+        if held is not None and held != host_id:
+            raise HostIdConflict(domain=self.id, held=held, asked=host_id)
+        self._sanlock.start_host_id(self.id, host_id, self._place)
+        self._host_id = host_id
+
+    def acquire(self, host_id: int, timeout: float) -> None:
+        """Ask and wait at most `timeout` seconds.  Raises 661, 700."""
+        deadline = Deadline(self._clock, timeout)
+        self.start_acquire(host_id)
+        self.wait(deadline.left())
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the host id that was asked for is held.  Raises 661."""
+        deadline = Deadline(self._clock, timeout)
+        while True:
+            state = self._state()
+            if state is True:
+                return
+            if state is False:
+                raise self._failure(
+                    "another host uses it or its storage cannot be written; give each host an id"
+                    " of its own, and see sanlock's log"
+                )
+            if deadline.passed():
+                raise self._failure(
+                    f"not done in {timeout:.0f} s and still going on; if a host with this id"
+                    " died, that takes up to three minutes"
+                )
+            self._clock.wait(threading.Event(), POLL)
+
+    def is_held(self) -> bool:
+        """Whether leases can be taken on the domain now.  Asks the daemon, not the storage."""
+        try:
+            return self._host_id is not None and self._state() is True
+        except AgentError as error:
+            log.warning("Lockspace %s: %s", self.id, error)
+            return False
+
+    def release(self) -> None:
+        """Give the host id back; nothing if there is none.  Raises ReleaseHostIdFailure (662)."""
+        host_id = self._host_id
+        if host_id is None:
+            return
+        self._sanlock.release_host_id(self.id, host_id, self._place)
+        self._host_id = None
+
+    def hosts(self) -> list[HostState]:
+        """The hosts of the lockspace as this one sees them; [] at first."""
+        return self._sanlock.hosts(self.id)
+
+    def _state(self) -> bool | None:
+        if self._host_id is None:
+            return False
+        return self._sanlock.has_host_id(self.id, self._host_id, self._place)
+
+    def _failure(self, reason: str) -> AcquireHostIdFailure:
+        return AcquireHostIdFailure(
+            host_id=self._host_id, domain=self.id, path=self._place.path, reason=reason
+        )
+
+
+class Lockspaces:
+    """All lockspaces of this process, by domain.  agent.py builds one."""
+
+    def __init__(self, sanlock: Sanlock, clock: Clock) -> None:
+        self._sanlock = sanlock
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[str, Lockspace] = {}
+
+    def open(self, sd_id: str, ids_path: str, geometry: Geometry) -> Lockspace:
+        """The domain's lockspace, the same object every time until forget()."""
+        with self._lock:
+            known = self._known.get(sd_id)
+            if known is None:
+                known = Lockspace(self._sanlock, sd_id, ids_path, geometry, self._clock)
+                self._known[sd_id] = known
+            return known
+
+    def get(self, sd_id: str) -> Lockspace | None:
+        with self._lock:
+            return self._known.get(sd_id)
+
+    def forget(self, sd_id: str) -> None:
+        """Drop a lockspace whose host id was released (its domain is gone or was moved)."""
+        with self._lock:
+            self._known.pop(sd_id, None)
+
+    def release_all(self) -> None:
+        """At a clean stop: leave every lockspace at once, in parallel; failures are logged."""
+        with self._lock:
+            known = list(self._known.values())
+        threads = [
+            threading.Thread(target=self._release, args=(each,), daemon=True) for each in known
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = Deadline(self._clock, self._sanlock.io_seconds)
+        for thread in threads:
+            thread.join(deadline.left())
+
+    @staticmethod
+    def _release(lockspace: Lockspace) -> None:
+        try:
+            lockspace.release()
+        except AgentError as error:
+            log.warning("%s", error)
