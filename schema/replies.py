@@ -14,7 +14,7 @@ the whole host to Error.  The types of the schema say which of them each value m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.schema.loader import Param, Schema, Type, Verb
@@ -50,7 +50,7 @@ def _between(low: int, high: int) -> Callable[[object], bool]:
     return lambda value: type(value) is int and low <= value <= high
 
 
-_SCALARS: dict[str, Check] = {
+_SCALARS: Mapping[str, Check] = {
     "string": _scalar("a string", lambda v: type(v) is str),
     "password": _scalar("a string", lambda v: type(v) in (str, Secret)),
     "UUID": _scalar("a lower-case UUID", lambda v: type(v) is str and _UUID(v) is not None),

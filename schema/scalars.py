@@ -19,7 +19,7 @@ _INT = re.compile(r"[+-]?[0-9]{1,20}").fullmatch
 _FLOAT = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,20})?").fullmatch
 _SHOWN = 60  # characters of a bad value that a message shows
 _MIN64, _MAX64 = -(2**63), 2**63 - 1
-_BOOLS = {"true": True, "false": False, "1": True, "0": False, "": False}
+_BOOLS: Mapping[str, bool] = {"true": True, "false": False, "1": True, "0": False, "": False}
 
 
 class UnusableError(Exception):
@@ -37,7 +37,7 @@ class UnusableError(Exception):
 
 # -- what a message shows ----------------------------------------------------------------------
 
-_KINDS = {
+_KINDS: Mapping[type, str] = {
     dict: "an object",
     list: "a list",
     tuple: "a list",

@@ -14,7 +14,7 @@ from vdsm_storage.schema.loader import Param, Schema, Type, Verb
 from vdsm_storage.schema.scalars import show, similar
 
 _INTEGERS = frozenset(("int", "uint", "long", "ulong", "IntLike"))
-_BOOLS = {"true": True, "false": False}
+_BOOLS: Mapping[str, bool] = {"true": True, "false": False}
 
 
 class _BadTextError(ValueError):

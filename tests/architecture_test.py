@@ -56,7 +56,7 @@ ONLY: Mapping[str, Collection[str]] = {
 # Roots of threads and tasks: where an error must not end the loop.  Module -> functions.
 BROAD_EXCEPT: Mapping[str, Collection[str]] = {
     "base.lanes": ("_work",),
-    "host.sanlock": ("_work",),
+    "host.bounded": ("_work",),
     "rpc.dispatch": ("*",),
     "rpc.streams": ("_run",),
     "jobs.runner": ("work", "_failed", "_recover"),  # a task, its way back, recovery of each entry

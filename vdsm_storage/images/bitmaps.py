@@ -8,7 +8,7 @@ removed.  Nothing here fails over such leftovers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from vdsm_storage.errors import (
     AddBitmapError,
@@ -33,7 +33,7 @@ REMOVE = "volume.remove_bitmap"
 CLEAR = "volume.clear_bitmaps"
 _NAME = re.compile(r"[0-9A-Za-z_.:+][0-9A-Za-z_.:+\-]{0,1022}")
 _Change = Callable[[str, tuple[Bitmap, ...]], None]
-_VERBS = {ADD: "add_bitmap", REMOVE: "remove_bitmap", CLEAR: "clear_bitmaps"}
+_VERBS: Mapping[str, str] = {ADD: "add_bitmap", REMOVE: "remove_bitmap", CLEAR: "clear_bitmaps"}
 
 
 def bitmap_job(

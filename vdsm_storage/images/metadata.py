@@ -34,7 +34,7 @@ FAKE = "FAKE"
 
 CLEARED_KEY = b"NONE"  # written over the metadata of a deleted volume by old releases
 
-_TEXT_KEYS = {
+_TEXT_KEYS: Mapping[str, str] = {
     "DOMAIN": "domain",
     "IMAGE": "image",
     "PUUID": "parent",
