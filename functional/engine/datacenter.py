@@ -434,11 +434,12 @@ class DataCenter:
         self.wait(ended, f"job {job}")
         return state
 
-    def copy_volume(self, host: Host, source: Disk, volume: str, target: Disk) -> Any:
-        """One volume's data, guarded by the target's generation."""
+    def copy_volume(self, host: Host, source: Disk, target: Disk, number: int) -> Any:
+        """The data of the volume with that place in the chain, guarded by its generation."""
+        volume = target.volumes[number]
         generation = host.volume_info(self.id, target.domain, target.image, volume).generation
         params = {
-            "source": self.div(source, volume),
+            "source": self.div(source, source.volumes[number]),
             "destination": self.div(target, volume, generation),
             "copy_bitmaps": False,
             "legal": True,

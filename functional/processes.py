@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An agent as a process, and what it may have left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from functional.engine.host import Host
+
+BIN = Path(sys.executable).parent
+READY = 60.0  # seconds
+STOP = 60.0
+
+
+class AgentProcess:
+    """`settings` as section__option="value"; replies are checked against the schema."""
+
+    def __init__(self, directory: Path, tls: bool, settings: dict[str, str]) -> None:
+        self.dir = directory
+        self.tls = tls
+        self.settings = {
+            "rpc__check_replies": "true",
+            "sanlock__io_timeout": "1",
+            "storage__monitor_interval": "1",
+            **settings,
+        }
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, crash_point: str = "") -> None:
+        argv = [str(BIN / "vdsm-storaged"), "--dev", str(self.dir)]
+        for name, value in self.settings.items():
+            argv += ["--set", f"{name.replace('__', '.')}={value}"]
+        if not self.tls:
+            argv.append("--no-tls")
+        environment = {**os.environ, "VDSM_STORAGE_TEST_AGENT": str(self.dir)}
+        environment.pop("VDSM_STORAGE_CRASH", None)
+        if crash_point:
+            environment["VDSM_STORAGE_CRASH"] = crash_point
+        self.process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, text=True, env=environment, stdin=subprocess.DEVNULL
+        )
+        assert self.process.stdout is not None
+        words = self.process.stdout.readline().split()
+        assert words[:1] == ["ready"], f"no ready line; exit code {self.process.wait(5)}"
+        self.port = int(words[1])
+
+    def host(self, name: str, host_id: int) -> Host:
+        """What the engine has of it."""
+        return Host(name, host_id, self.port, self.dir / "pki" if self.tls else None)
+
+    def kill(self) -> None:
+        """kill -9 of the agent; its sanlock lives on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(STOP)
+        self._close()
+
+    def wait_dead(self) -> None:
+        """After an armed crash point."""
+        assert self.process is not None
+        assert self.process.wait(STOP) == -signal.SIGKILL
+        self._close()
+
+    def kill_host(self) -> None:
+        """kill -9 of the agent and its sanlock: what a power cut does to both."""
+        pid = int((self.dir / "sanlock" / "sanlock.pid").read_text())
+        self.kill()
+        os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> str:
+        """SIGTERM; returns what was wrong, "" if it ended cleanly."""
+        if self.process is None or self.process.poll() is not None:
+            return ""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(STOP)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return f"{self.dir.name}: did not end within {STOP} s"
+        self._close()
+        return f"{self.dir.name}: exit code {code}" if code else ""
+
+    def _close(self) -> None:
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def leftovers(below: Path) -> list[str]:
+    """Processes that were started by an agent below a directory, mounts there, loop devices."""
+    end = time.monotonic() + 5.0
+    while (found := _leftovers(below)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def _leftovers(below: Path) -> list[str]:
+    found = []
+    mark = f"VDSM_STORAGE_TEST_AGENT={below}/".encode()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                found.append(f"process {entry.name} {(entry / 'comm').read_text().strip()}")
+        except OSError:
+            continue
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4]
+        if point.startswith(f"{below}/"):
+            found.append(f"mount {point}")
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            name = backing.read_text().strip()
+        except OSError:
+            continue
+        if name.startswith(f"{below}/"):
+            found.append(f"loop {backing.parts[3]} {name}")
+    return found

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two hosts, a sanlock daemon each, one POSIX domain on the same directory (two bind mounts)."""
+
+from __future__ import annotations
+
+import random
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from functional.engine.datacenter import DataCenter, Disk, Domain, FlowError, TaskFailedError
+from functional.engine.host import COW, RAW, SPARSE, Host, StorageServer, pdiv
+from functional.engine.replies import NO_UUID
+from functional.engine.wire import NetworkError, VdsError
+from functional.processes import AgentProcess
+
+MIB = 1024**2
+# Seconds after which sanlock gives away what a dead host held, at an I/O time-out of one second:
+# 8 renewals missed, 60 for the watchdog that would have reset it.
+LEASE_TIMEOUT = 8 + 60
+
+
+@dataclass
+class Lab:
+    agents: list[AgentProcess]
+    hosts: list[Host]
+    dc: DataCenter
+    directory: Path
+
+    @property
+    def domain(self) -> str:
+        return self.dc.master
+
+
+@pytest.fixture(scope="module")
+def lab(
+    make_server: Callable[[str], StorageServer], start_agent: Callable[..., AgentProcess]
+) -> Iterator[Lab]:
+    settings = {"storage__lock_timeout": "10"}
+    agents = [start_agent(f"a{number}", tls=False, **settings) for number in (1, 2)]
+    hosts = [agent.host(f"host-{n}", n) for n, agent in enumerate(agents, start=1)]
+    server = make_server("bind")
+    dc = DataCenter(name="two")
+    dc.create_first(hosts[0], Domain(str(uuid.uuid4()), server))
+    for host in hosts:
+        dc.activate_host(host)
+    dc.activate_master()
+    yield Lab(agents, hosts, dc, Path(server.spec))
+    for host in hosts:
+        host.close()
+
+
+def test_one_manager_is_known_to_both(lab: Lab) -> None:
+    first, second = (host.spm_status(lab.dc.id) for host in lab.hosts)
+    assert first is not None
+    assert second is not None
+    assert (first.status, first.id) == ("SPM", 1)
+    assert (second.status, second.id) == ("Free", 1)
+
+
+def test_a_write_on_the_other_host_is_refused_while_there_is_a_manager(lab: Lab) -> None:
+    """654, by which the engine knows that it asked the wrong host; storage is as before."""
+    disk = Disk(lab.domain, str(uuid.uuid4()), (str(uuid.uuid4()),))
+    with pytest.raises(VdsError) as refused:
+        lab.hosts[1].irs.call("Volume.create", new_volume(lab, disk))
+    assert refused.value.code == 654
+    assert disk.image not in lab.hosts[0].images(lab.domain)
+
+
+def test_fail_over_on_654(lab: Lab) -> None:
+    """The engine takes the wrong host for the manager, hears 654, and finds the right one."""
+    lab.dc.spm = lab.hosts[1]
+    lab.dc.hosts = list(lab.hosts)
+    disk = lab.dc.create_disk(lab.domain, 16 * MIB)
+    assert lab.dc.spm is lab.hosts[0]
+    for host in lab.hosts:  # read on both
+        assert lab.dc.info(disk, host).capacity == 16 * MIB
+    lab.dc.delete(disk)
+
+
+def test_the_manager_moves(lab: Lab) -> None:
+    lab.dc.hosts = list(lab.hosts)
+    lab.dc.stop_spm()
+    lab.dc.hosts.reverse()
+    assert lab.dc.elect() is lab.hosts[1]
+    lab.dc.stop_spm()
+
+
+# -- without a manager: hammered by both -----------------------------------------------------------
+
+
+@dataclass
+class Hammer:
+    """Creates and deletes on one host; what was acknowledged is remembered."""
+
+    lab: Lab
+    host: Host
+    seed: int
+    kept: dict[str, str] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def run(self, stop: threading.Event, rounds: int) -> None:
+        chance = random.Random(self.seed)
+        while not stop.is_set() and self.done < rounds:
+            try:
+                if self.kept and chance.random() < 0.4:
+                    self._delete(chance.choice(sorted(self.kept)))
+                else:
+                    self._create(chance.choice((COW, RAW)))
+                self.done += 1
+            except VdsError as error:
+                if error.code not in (654, 851):
+                    self.problems.append(str(error))
+                    return
+            except NetworkError:
+                return
+            except FlowError as error:
+                self.problems.append(str(error))
+                return
+
+    def _create(self, fmt: int) -> None:
+        disk = Disk(self.lab.domain, str(uuid.uuid4()), (str(uuid.uuid4()),))
+        self.doubtful.add(disk.image)
+        self._task("Volume.create", new_volume(self.lab, disk, fmt))
+        self.kept[disk.image] = disk.leaf
+        self.doubtful.discard(disk.image)
+
+    def _delete(self, image: str) -> None:
+        volume = self.kept.pop(image)
+        self.doubtful.add(image)
+        params = {
+            "storagepoolID": self.lab.dc.id,
+            "storagedomainID": self.lab.domain,
+            "imageID": image,
+            "postZero": "false",
+            "force": "false",
+        }
+        try:
+            self._task("Image.delete", params)
+        except (VdsError, TaskFailedError):
+            self.kept[image] = volume
+            self.doubtful.discard(image)
+            raise
+        self.deleted.add(image)
+        self.doubtful.discard(image)
+
+    def _task(self, verb: str, params: dict[str, object]) -> None:
+        task = self.host.irs.call(verb, params)
+        self.lab.dc.finish_task(self.host, verb, task)
+
+
+def new_volume(lab: Lab, disk: Disk, fmt: int = COW) -> dict[str, object]:
+    return {
+        **pdiv(lab.dc.id, disk.domain, disk.image, disk.leaf),
+        "size": str(MIB),
+        "volFormat": fmt,
+        "preallocate": SPARSE,
+        "diskType": "DATA",
+        "desc": "",
+        "srcImgUUID": NO_UUID,
+        "srcVolUUID": NO_UUID,
+        "addBitmaps": False,
+        "legal": True,
+        "sequence": 1,
+    }
+
+
+def run_all(hammers: list[Hammer], rounds: int, then: Callable[[], None] | None = None) -> None:
+    stop = threading.Event()
+    threads = [threading.Thread(target=h.run, args=(stop, rounds)) for h in hammers]
+    for thread in threads:
+        thread.start()
+    if then is not None:
+        then()
+    for thread in threads:
+        thread.join(300)
+    stop.set()
+    assert [problem for hammer in hammers for problem in hammer.problems] == []
+
+
+def check_storage(lab: Lab, host: Host, hammers: list[Hammer]) -> None:
+    """Every acknowledged volume is there and whole, nothing deleted is, nothing is half-made."""
+    listed = set(host.images(lab.domain))
+    for hammer in hammers:
+        assert set(hammer.kept) <= listed
+        assert not hammer.deleted & listed
+        for image, volume in hammer.kept.items():
+            info = host.volume_info(lab.dc.id, lab.domain, image, volume)
+            assert (info.status, info.capacity, info.owners) == ("OK", MIB, [])
+    known = {image for hammer in hammers for image in (*hammer.kept, *hammer.doubtful)}
+    assert listed <= known
+    for image in listed - {image for hammer in hammers for image in hammer.kept}:
+        where = {"storagedomainID": lab.domain, "storagepoolID": lab.dc.id, "imageID": image}
+        for volume in host.vds.call("StorageDomain.getVolumes", where):
+            assert host.volume_info(lab.dc.id, lab.domain, image, volume).status == "OK"
+
+
+def files_of_images(lab: Lab) -> dict[str, set[str]]:
+    """Image directory -> the suffixes of its files."""
+    images = lab.directory / lab.domain / "images"
+    return {path.name: {file.suffix for file in path.iterdir()} for path in images.iterdir()}
+
+
+def test_creates_and_deletes_from_both_hosts_never_collide(lab: Lab) -> None:
+    hammers = [Hammer(lab, host, seed) for seed, host in enumerate(lab.hosts)]
+    run_all(hammers, rounds=25)
+    assert [hammer.done for hammer in hammers] == [25, 25]
+    assert not any(hammer.doubtful for hammer in hammers)
+    check_storage(lab, lab.hosts[0], hammers)
+    check_storage(lab, lab.hosts[1], hammers)
+    files = files_of_images(lab)
+    assert set(files) == {image for hammer in hammers for image in hammer.kept}
+    assert all(suffixes == {"", ".meta", ".lease"} for suffixes in files.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_host_dies_and_the_other_goes_on(lab: Lab) -> None:
+    """kill -9 of an agent and its sanlock, in the middle of its work."""
+    doomed, survivor = Hammer(lab, lab.hosts[0], 10), Hammer(lab, lab.hosts[1], 11)
+
+    def die() -> None:
+        while doomed.done < 10 and not doomed.problems:
+            threading.Event().wait(0.05)
+        lab.agents[0].kill_host()
+
+    run_all([doomed, survivor], rounds=60, then=die)
+    assert survivor.done == 60
+    check_storage(lab, lab.hosts[1], [doomed, survivor])
+    # The dead host comes back; what it left half-done is finished or taken back.
+    lab.hosts[0].close()
+    lab.agents[0].start()
+    lab.hosts[0] = lab.agents[0].host("host-1", 1)
+    lab.dc.hosts, lab.dc.spm = [lab.hosts[1]], lab.hosts[1]
+    lab.dc.activate_host(lab.hosts[0])
+    for task, status in lab.hosts[0].tasks().items():
+        assert status.finished, (task, status)
+    check_storage(lab, lab.hosts[0], [doomed, survivor])
+    files = files_of_images(lab)
+    assert set(files) == set(lab.hosts[0].images(lab.domain))
+    assert all(suffixes == {"", ".meta", ".lease"} for suffixes in files.values())
