@@ -209,7 +209,7 @@ class _Compiler:
         self, params: tuple[Param, ...], ignored: tuple[str, ...], unknown: Unknown | None
     ) -> Convert:
         """Converts a dict key by key.  `unknown` None keeps the keys that are not in `params`,
-        and then leaves absent ones absent unless they have a default."""
+        and then leaves absent ones absent: the object is passed on as it came."""
         keep = unknown is None
         specs = [
             (
@@ -217,7 +217,7 @@ class _Compiler:
                 self.convert(param.type),
                 param.optional,
                 param.optional and param.type not in BLANK_IS_VALUE,
-                param.default,
+                self._default(param),
                 param.aliases,
             )
             for param in params
@@ -235,7 +235,7 @@ class _Compiler:
                 if value is None or (blank_is_absent and value == ""):
                     if not optional:
                         raise _missing(name, types, source, known)
-                    if default is not None or not keep:
+                    if not keep:
                         values[name] = _fresh(default)
                     continue
                 try:
@@ -251,6 +251,9 @@ class _Compiler:
             return values
 
         return convert
+
+    def _default(self, param: Param) -> object:
+        return None if param.default is None else self.convert(param.type)(param.default, [])
 
     def _union(self, found: Type) -> Convert:
         if found.tag:
