@@ -38,7 +38,7 @@ run: venv ## an instance of one's own, its state in ./.dev
 	@$(BIN)/vdsm-storaged --dev .dev
 
 docs: venv ## reference of all verbs, HTML and Markdown, in build/docs
-	@$(BIN)/python -P scripts/built_verbs.py \
+	@$(BIN)/python -P -m vdsm_storage.verbs.tables \
 	    | $(BIN)/python -P -m vdsm_storage.schema.docs build/docs --built -
 
 rpm: venv ## build/rpm/*.rpm from the last commit
