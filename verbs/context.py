@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vdsm_storage.config import Config
     from vdsm_storage.host.facts import HostFacts
     from vdsm_storage.host.imageio import ImageTickets
+    from vdsm_storage.images.data import Data
     from vdsm_storage.images.images import Images
     from vdsm_storage.images.volumes import Volumes
 
@@ -22,6 +23,7 @@ class Services:
     facts: HostFacts
     tickets: ImageTickets
     volumes: Volumes
+    data: Data
     images: Images
 
 
