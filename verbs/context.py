@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vdsm_storage.config import Config
+    from vdsm_storage.domains.pool import Pools
+    from vdsm_storage.domains.registry import Registry
     from vdsm_storage.host.facts import HostFacts
     from vdsm_storage.host.imageio import ImageTickets
     from vdsm_storage.images.data import Data
     from vdsm_storage.images.images import Images
     from vdsm_storage.images.volumes import Volumes
+    from vdsm_storage.monitor.health import Health
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Services:
 
     config: Config
     facts: HostFacts
+    health: Health
+    registry: Registry
+    pools: Pools
     tickets: ImageTickets
     volumes: Volumes
     data: Data

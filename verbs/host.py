@@ -7,9 +7,11 @@ The agent manages no virtual machines; the verbs that ask for them say so truthf
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vdsm_storage.base.uuids import BLANK
+from vdsm_storage.errors import AgentError
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -17,6 +19,9 @@ from vdsm_storage.verbs.table import Verb
 # statistics by which an engine decides whether this host is alive.
 FACTS: Final = ":facts"
 TICKETS: Final = ":tickets"
+SCAN: Final = ":scan"
+
+log = logging.getLogger("verbs.host")
 
 
 # -- is anybody there ------------------------------------------------------------------------
@@ -85,6 +90,57 @@ def getAllVmIoTunePolicies(_ctx: Context) -> dict[str, Any]:
     return {}
 
 
+# -- storage domains and pools -----------------------------------------------------------------
+
+
+def getStorageDomains(
+    ctx: Context,
+    storagepoolID: str | None = None,
+    domainClass: str | None = None,
+    storageType: str | None = None,
+    remotePath: str | None = None,
+) -> list[str]:
+    """Looks on every connected storage; what is left out or blank does not filter."""
+    registry = ctx.services.registry
+    found = []
+    for sd_id in registry.scan():
+        try:
+            metadata = registry.get(sd_id).last
+        except AgentError as error:
+            log.warning("Domain %s is not listed: %s", sd_id, error)
+            continue
+        wrong = (
+            (storagepoolID not in (None, BLANK) and storagepoolID not in metadata.pools)
+            or (domainClass not in (None, "Unknown") and domainClass != metadata.klass)
+            or (storageType not in (None, "UNKNOWN") and storageType != metadata.type)
+            or (remotePath and remotePath != metadata.remote_path)
+        )
+        if not wrong:
+            found.append(sd_id)
+    return found
+
+
+def getConnectedStoragePools(ctx: Context) -> list[str]:
+    pool = ctx.services.pools.connected()
+    return [pool.id] if pool is not None else []
+
+
+def getStorageRepoStats(ctx: Context, domains: Sequence[str] = ()) -> dict[str, Any]:
+    return ctx.services.health.storage_domains(domains)
+
+
+def startMonitoringDomain(ctx: Context, sdUUID: str, hostID: int) -> None:
+    """Watch a domain that no connected pool has, under this host id."""
+    if ctx.services.pools.user_of(sdUUID) is None:
+        ctx.services.health.start(sdUUID, hostID)
+
+
+def stopMonitoringDomain(ctx: Context, sdUUID: str) -> None:
+    """A pool's domain stays watched."""
+    if ctx.services.pools.user_of(sdUUID) is None:
+        ctx.services.health.stop(sdUUID)
+
+
 # -- image transfers -------------------------------------------------------------------------
 
 
@@ -118,6 +174,11 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getVMFullList": Verb(getVMFullList),
     "Host.dumpxmls": Verb(dumpxmls),
     "Host.getAllVmIoTunePolicies": Verb(getAllVmIoTunePolicies),
+    "Host.getStorageDomains": Verb(getStorageDomains, lane=SCAN),
+    "Host.getConnectedStoragePools": Verb(getConnectedStoragePools),
+    "Host.getStorageRepoStats": Verb(getStorageRepoStats),
+    "Host.startMonitoringDomain": Verb(startMonitoringDomain),
+    "Host.stopMonitoringDomain": Verb(stopMonitoringDomain),
     "Host.add_image_ticket": Verb(add_image_ticket, lane=TICKETS),
     "Host.get_image_ticket": Verb(get_image_ticket, lane=TICKETS),
     "Host.extend_image_ticket": Verb(extend_image_ticket, lane=TICKETS),

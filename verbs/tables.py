@@ -8,11 +8,14 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from vdsm_storage.verbs import host
+from vdsm_storage.verbs import host, image, sdm, volume
 from vdsm_storage.verbs.table import Verb
 
 VERBS: Final[Mapping[str, Verb]] = {
     **host.VERBS,
+    **image.VERBS,
+    **sdm.VERBS,
+    **volume.VERBS,
 }
 
 
