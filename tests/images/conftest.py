@@ -19,11 +19,16 @@ from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.domains.file_store import FileStore
 from vdsm_storage.errors import StorageDomainDoesNotExist
 from vdsm_storage.host.qemu_img import NewImage, QemuImg
+from vdsm_storage.host.virt_sparsify import VirtSparsify
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.bitmaps import Bitmaps
 from vdsm_storage.images.copy import Copying
 from vdsm_storage.images.guard import Guard, VolumeRef
+from vdsm_storage.images.merge import Merging
 from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.sparsify import Sparsifying
 from vdsm_storage.images.store import NewVolume
+from vdsm_storage.images.update import Updating
 from vdsm_storage.jobs.journal import JOB, Journal
 from vdsm_storage.jobs.operation import CrashPoints, Kind
 from vdsm_storage.jobs.runner import Request, Runner, Running
@@ -254,7 +259,14 @@ class DataLab:
 @pytest.fixture
 def datalab(tmp_path: Path) -> Iterator[DataLab]:
     lab = DataLab(tmp_path)
-    lab.kinds += Copying(lab.guard, lab.qemu_img).kinds()
+    parts = (
+        Copying(lab.guard, lab.qemu_img),
+        Updating(lab.guard, lab.qemu_img),
+        Bitmaps(lab.guard, lab.qemu_img),
+        Merging(lab.guard, lab.qemu_img, 5.0),
+        Sparsifying(lab.guard, lab.qemu_img, VirtSparsify(), 5.0),
+    )
+    lab.kinds = [kind for part in parts for kind in part.kinds()]
     yield lab
     lab.lanes.close()
 

@@ -138,7 +138,10 @@ class Updating:
                 path = store.path(target.image, target.volume)
                 with guard.active(store, target.image, [target.volume], prepared=False):
                     member = chain.Member(target.image, target.volume, found)
-                    layers.check_header(store, self._qemu_img, member)
+                    info = layers.check_header(store, self._qemu_img, member)
+                    if info.bitmaps and op.params["compat"] == "0.10":  # qemu drops them unasked
+                        reason = "qcow2 0.10 holds no bitmaps; clear_bitmaps first"
+                        raise InvalidVolumeUpdate(volume=target.volume, reason=reason)
                     self._amend_file(op, target, path)
                 op.step("amended", abortable=False)
 
