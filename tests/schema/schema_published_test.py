@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vdsm_storage import errors
 from vdsm_storage.schema.docs_pages import RUNS
 from vdsm_storage.schema.loader import FILES, Schema
 from vdsm_storage.schema.scalars import SCALARS
@@ -187,3 +188,14 @@ def test_type_summary(schema: Schema) -> None:
     assert schema.type_summary("Lease") == "Lease {sd_id, lease_id}"
     assert "base_generation?" in schema.type_summary("SubchainInfo")
     assert schema.type_summary("TasksStatus") == "TasksStatus: map of UUID to TaskStatus"
+
+
+def test_the_table_has_every_code_that_the_agent_answers(schema: Schema) -> None:
+    """A new class in errors.py wants a row in schema/errors.yml."""
+    known = {error.code for error in schema.errors().values()}
+    ours = {
+        found.code: name
+        for name, found in vars(errors).items()
+        if isinstance(found, type) and issubclass(found, errors.AgentError)
+    }
+    assert {code: name for code, name in ours.items() if code not in known} == {}
