@@ -7,6 +7,9 @@ of types describe what replies carry; requests may carry more forms, as the desc
 
 from __future__ import annotations
 
+import json
+import threading
+import zlib
 from collections.abc import Callable, Collection, Mapping
 
 from vdsm_storage.schema.loader import Param, Schema, Type, Verb
@@ -172,3 +175,31 @@ _KINDS: Mapping[str, Callable[[Type], Mapping[str, object]]] = {
     "union": _union,
     "flat": _flat,
 }
+
+
+class Discovery:
+    """The document for GET /schema and `rpc.discover`: made when first asked for, then kept
+    compressed, so that an agent that is never asked holds nothing of it.
+
+    The first call reads every file and takes a tenth of a second: not for the event loop.
+    """
+
+    def __init__(self, implemented: Collection[str], version: str) -> None:
+        self._implemented = frozenset(implemented)
+        self._version = version
+        self._lock = threading.Lock()
+        self._packed: bytes | None = None
+
+    def encoded(self) -> bytes:
+        """The document as JSON."""
+        with self._lock:
+            if self._packed is None:
+                # A Schema of its own, forgotten afterwards.
+                made = document(Schema(), self._implemented, self._version)
+                self._packed = zlib.compress(json.dumps(made, separators=(",", ":")).encode())
+            return zlib.decompress(self._packed)
+
+    def document(self) -> dict[str, object]:
+        """The document as plain JSON values; the caller's own."""
+        found: dict[str, object] = json.loads(self.encoded())
+        return found

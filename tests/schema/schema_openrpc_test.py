@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vdsm_storage.schema.loader import Schema
-from vdsm_storage.schema.openrpc import document, first_sentence
+from vdsm_storage.schema.openrpc import Discovery, document, first_sentence
 
 BUILT = frozenset(("Host.ping", "Volume.create"))
 METHOD_KEYS = {
@@ -137,3 +137,11 @@ def test_schemas(made: Any) -> None:
 def test_first_sentence() -> None:
     assert first_sentence("One. Two.") == "One."
     assert first_sentence("One.") == "One."
+
+
+def test_discovery_is_the_same_document(made: Any) -> None:
+    discovery = Discovery(BUILT, "9.9")
+    assert json.loads(discovery.encoded()) == made
+    assert discovery.document() == made
+    discovery.document().clear()
+    assert discovery.document() == made
