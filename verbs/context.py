@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vdsm_storage.config import Config
-    from vdsm_storage.domains.pool import Pools
-    from vdsm_storage.domains.registry import Registry
+    from vdsm_storage.domains.services import DomainServices
     from vdsm_storage.host.facts import HostFacts
     from vdsm_storage.host.imageio import ImageTickets
     from vdsm_storage.images.data import Data
@@ -25,8 +24,7 @@ class Services:
     config: Config
     facts: HostFacts
     health: Health
-    registry: Registry
-    pools: Pools
+    storage: DomainServices
     tickets: ImageTickets
     volumes: Volumes
     data: Data

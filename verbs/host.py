@@ -101,7 +101,7 @@ def getStorageDomains(
     remotePath: str | None = None,
 ) -> list[str]:
     """Looks on every connected storage; what is left out or blank does not filter."""
-    registry = ctx.services.registry
+    registry = ctx.services.storage.registry
     found = []
     for sd_id in registry.scan():
         try:
@@ -121,7 +121,7 @@ def getStorageDomains(
 
 
 def getConnectedStoragePools(ctx: Context) -> list[str]:
-    pool = ctx.services.pools.connected()
+    pool = ctx.services.storage.pools.connected()
     return [pool.id] if pool is not None else []
 
 
@@ -131,13 +131,13 @@ def getStorageRepoStats(ctx: Context, domains: Sequence[str] = ()) -> dict[str, 
 
 def startMonitoringDomain(ctx: Context, sdUUID: str, hostID: int) -> None:
     """Watch a domain that no connected pool has, under this host id."""
-    if ctx.services.pools.user_of(sdUUID) is None:
+    if ctx.services.storage.pools.user_of(sdUUID) is None:
         ctx.services.health.start(sdUUID, hostID)
 
 
 def stopMonitoringDomain(ctx: Context, sdUUID: str) -> None:
     """A pool's domain stays watched."""
-    if ctx.services.pools.user_of(sdUUID) is None:
+    if ctx.services.storage.pools.user_of(sdUUID) is None:
         ctx.services.health.stop(sdUUID)
 
 
