@@ -24,6 +24,7 @@ from typing import Final
 
 LEADER_SIZE: Final = 512
 MAGIC: Final = 0x06152010
+DELTA_MAGIC: Final = 0x12212010  # of a host id's record in a lockspace, otherwise the same
 _RECORD: Final = struct.Struct("<IIIIQQQQQ48s48sQ")
 
 
@@ -39,12 +40,12 @@ class Leader:
     timestamp: int
 
 
-def parse_leader(data: bytes) -> Leader | None:
+def parse_leader(data: bytes, magic: int = MAGIC) -> Leader | None:
     """None for anything that is no lease."""
     if len(data) < _RECORD.size:
         return None
     fields = _RECORD.unpack_from(data)
-    if fields[0] != MAGIC:
+    if fields[0] != magic:
         return None
     return Leader(
         lockspace=_text(fields[9]),

@@ -40,6 +40,10 @@ class Lockspace:
         """The host id asked for last; None when none was."""
         return self._host_id
 
+    def joined_as(self) -> int | None:
+        """The host id that the daemon has or is getting here, whoever asked for it."""
+        return self._sanlock.host_ids().get(self.id)
+
     def start_acquire(self, host_id: int) -> None:
         """Ask for the host id; returns at once.  Does nothing if it is held or under way.
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""StorageDomain.dump: all that a domain says of itself, what is broken included."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from vdsm_storage.base import files
+from vdsm_storage.domains import layout
+from vdsm_storage.domains.file import FileDomain
+from vdsm_storage.errors import AgentError
+from vdsm_storage.leases import index
+from vdsm_storage.leases.leader import DELTA_MAGIC, Leader, parse_leader
+
+OK: Final = "OK"
+INVALID: Final = "INVALID"
+REMOVED: Final = "REMOVED"
+HOSTS: Final = 2000  # records of a lockspace
+
+
+def dump(domain: FileDomain, full: bool) -> dict[str, Any]:
+    """Metadata and volumes; with `full` the leases, host ids and external leases, if any."""
+    answer: dict[str, Any] = {"metadata": domain.info(), "volumes": volumes(domain)}
+    if full and domain.type.leases:
+        answer["leases"] = sdm_leases(domain)
+        answer["lockspace"] = lockspace(domain)
+        if domain.xleases_path is not None:
+            answer["xleases"] = external_leases(domain, domain.xleases_path)
+    return answer
+
+
+def volumes(domain: FileDomain) -> dict[str, dict[str, Any]]:
+    store = domain.store
+    found = {}
+    for image in store.images():
+        for volume in store.volumes(image):
+            if volume not in found:
+                found[volume] = _volume(domain, image, volume)
+    for image, removed in store.removed_images().items():
+        for volume in removed:
+            found.setdefault(volume, {"image": image, "status": REMOVED})
+    return found
+
+
+def _volume(domain: FileDomain, image: str, volume: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": image}
+    try:
+        parsed = domain.store.parse(image, volume)
+        entry.update(parsed.as_dump())
+        entry["status"] = INVALID if parsed.errors else OK
+        sizes = domain.store.sizes(image, volume)
+        entry.update(truesize=sizes.allocated, apparentsize=sizes.apparent)
+    except (AgentError, OSError):
+        entry["status"] = INVALID
+    return entry
+
+
+def sdm_leases(domain: FileDomain) -> list[dict[str, Any]]:
+    """The leases in dom_md/leases."""
+    spec = layout.sdm_lease(domain.id, domain.path, domain.geometry)
+    leader = parse_leader(files.read_direct(spec.path, domain.geometry.block_size, spec.offset))
+    return [] if leader is None else [{**_common(leader, spec.offset), "lver": leader.version}]
+
+
+def lockspace(domain: FileDomain) -> list[dict[str, Any]]:
+    """The host ids that are or were in use."""
+    path = f"{domain.path}/{layout.DOM_MD}/{layout.IDS}"
+    size = domain.geometry.block_size
+    data = files.read_direct(path, HOSTS * size)
+    found = []
+    for offset in range(0, len(data), size):
+        leader = parse_leader(data[offset : offset + size], DELTA_MAGIC)
+        if leader is not None and leader.owner_id:
+            found.append(_common(leader, offset))
+    return found
+
+
+def _common(leader: Leader, offset: int) -> dict[str, Any]:
+    return {
+        "offset": offset,
+        "lockspace": leader.lockspace,
+        "resource": leader.resource,
+        "timestamp": leader.timestamp,
+        "own": leader.owner_id,
+        "gen": leader.owner_generation,
+    }
+
+
+def external_leases(domain: FileDomain, path: str) -> dict[str, dict[str, Any]]:
+    step = domain.geometry.alignment
+    try:
+        found = index.decode(files.read_direct(path, index.INDEX_SIZE, step), domain.id)
+    except index.IndexDamaged:
+        return {}
+    return {
+        record.lease: {
+            "offset": index.lease_offset(record.number, step),
+            "updating": record.updating,
+        }
+        for record in found.records
+    }

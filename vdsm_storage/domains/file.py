@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A domain in a directory, local or shared."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vdsm_storage.base import files
+from vdsm_storage.base.owner import Owner
+from vdsm_storage.domains import layout, metadata
+from vdsm_storage.domains.domain import ISO_IMAGE, Capacity, DomainType
+from vdsm_storage.domains.metadata import DomainMetadata
+from vdsm_storage.domains.tree import Tree
+from vdsm_storage.errors import (
+    FileStatsError,
+    StorageDomainAccessError,
+    StorageDomainDoesNotExist,
+    StorageDomainLayoutError,
+)
+from vdsm_storage.images.store import Store
+from vdsm_storage.leases.lockspace import Lockspace
+from vdsm_storage.leases.model import ClusterLock, Geometry
+
+METADATA_LIMIT = 64 * 1024  # bytes; a sound one has less than 4096
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the registry builds around a domain."""
+
+    store: Store
+    lock: ClusterLock
+    own_lock: ClusterLock
+    lockspace: Lockspace | None
+
+
+def read_metadata(root: str, sd_id: str) -> DomainMetadata:
+    """From the storage, past the page cache.  Raises 358, 379, 751, 752."""
+    dom_md = os.path.join(root, layout.DOM_MD)
+    path = os.path.join(dom_md, layout.METADATA)
+    try:
+        for name, is_right in ((root, stat.S_ISDIR), (dom_md, stat.S_ISDIR), (path, stat.S_ISREG)):
+            if not is_right(os.lstat(name).st_mode):
+                reason = f"{name} is a link or of a wrong type"
+                raise StorageDomainLayoutError(domain=sd_id, reason=reason)
+        text = files.read_direct(path, METADATA_LIMIT)
+    except FileNotFoundError as error:
+        raise StorageDomainDoesNotExist(domain=sd_id) from error
+    except OSError as error:
+        raise StorageDomainAccessError(domain=sd_id, reason=error) from error
+    found = DomainMetadata(metadata.decode(text, sd_id))
+    if found.id != sd_id:
+        reason = f"its metadata is that of domain {found.id}"
+        raise StorageDomainLayoutError(domain=sd_id, reason=reason)
+    return found
+
+
+class FileDomain:
+    """Fulfils domains.domain.Domain.  `mount` is the connected directory."""
+
+    def __init__(
+        self, mount: str, kind: DomainType, found: DomainMetadata, owner: Owner, parts: Parts
+    ) -> None:
+        self.id = found.id
+        self.type = kind
+        self.mount = mount
+        self.path = os.path.join(mount, self.id)
+        self.geometry = Geometry(found.block_size, found.alignment)
+        self.store = parts.store
+        self.lock = parts.lock
+        self.own_lock = parts.own_lock
+        self.lockspace = parts.lockspace
+        self._tree = Tree(self.path, owner)
+        self.last = found  # as of the last reading
+
+    @property
+    def version(self) -> int:
+        return self.last.version
+
+    @property
+    def metadata_path(self) -> str:
+        return os.path.join(self.path, layout.DOM_MD, layout.METADATA)
+
+    @property
+    def xleases_path(self) -> str | None:
+        if not self.type.leases or self.version < layout.XLEASES_VERSION:
+            return None
+        return os.path.join(self.path, layout.DOM_MD, layout.XLEASES)
+
+    def metadata(self) -> DomainMetadata:
+        self.last = read_metadata(self.path, self.id)
+        return self.last
+
+    def update_metadata(self, changes: Mapping[str, str | None]) -> DomainMetadata:
+        old = self.metadata()
+        new = old.with_changes(changes)
+        if new.values != old.values:
+            with self._tree.directory(layout.DOM_MD) as fd:
+                self._tree.replace_file(fd, layout.METADATA, metadata.encode(new.values))
+            self.last = new
+        return new
+
+    def capacity(self) -> Capacity:
+        found = os.statvfs(self.path)
+        return Capacity(found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail)
+
+    def info(self) -> dict[str, Any]:
+        found = self.metadata()
+        return {
+            "uuid": self.id,
+            "type": found.type,
+            "class": found.klass,
+            "name": found.name,
+            "role": found.role,
+            "pool": found.pools,
+            "version": str(found.version),
+            "block_size": found.block_size,
+            "alignment": found.alignment,
+            "remotePath": found.remote_path,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        capacity = self.capacity()
+        return {
+            "disktotal": str(capacity.total),
+            "diskfree": str(capacity.free),
+            "mdavalid": True,
+            "mdathreshold": True,
+            "mdasize": 0,
+            "mdafree": 0,
+        }
+
+    def self_test(self) -> None:
+        with self._tree.directory(layout.DOM_MD), self._tree.directory(layout.IMAGES):
+            pass
+        if os.statvfs(self.path).f_flag & os.ST_RDONLY:
+            raise StorageDomainAccessError(domain=self.id, reason="its file system is read-only")
+
+    def file_stats(self, pattern: str, case_sensitive: bool) -> dict[str, dict[str, int]]:
+        """Files among the ISO images whose names match; `status` 0 is readable."""
+        flags = 0 if case_sensitive else re.IGNORECASE
+        wanted = re.compile(fnmatch.translate(pattern), flags)
+        found = {}
+        try:
+            with self._tree.directory(layout.IMAGES, ISO_IMAGE) as fd, os.scandir(fd) as entries:
+                for entry in entries:
+                    if wanted.match(entry.name) and entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        readable = bool(status.st_mode & 0o444)
+                        found[entry.name] = {
+                            "size": status.st_size,
+                            "ctime": int(status.st_ctime),
+                            "status": 0 if readable else 1,
+                        }
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise FileStatsError(domain=self.id, reason=error) from error
+        return found

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything about domains and pools that verbs use, put together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vdsm_storage.base import owner as owners
+from vdsm_storage.base.clock import Clock
+from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.base.locks import Locks
+from vdsm_storage.config import Config
+from vdsm_storage.domains import dump
+from vdsm_storage.domains.connection import Connections
+from vdsm_storage.domains.lifecycle import Lifecycle
+from vdsm_storage.domains.links import Links
+from vdsm_storage.domains.masters import Masters
+from vdsm_storage.domains.members import Members
+from vdsm_storage.domains.pool import Pool, Pools, Watcher
+from vdsm_storage.domains.registry import Leasing, Registry
+from vdsm_storage.domains.remembered import Remembered, boot_id
+from vdsm_storage.domains.spm import Spm
+from vdsm_storage.errors import StoragePoolWrongMaster
+from vdsm_storage.host.mount import Mounts
+from vdsm_storage.jobs.operation import Kind
+from vdsm_storage.jobs.runner import Runner
+
+
+@dataclass(frozen=True)
+class Base:
+    """What lies below: agent.py builds it."""
+
+    config: Config
+    clock: Clock
+    lanes: Lanes
+    locks: Locks
+    runner: Runner
+    leasing: Leasing
+
+
+class DomainServices:
+    """Connections, registry, pools and what works on them.
+
+    Order in agent.py: build; `runner.add_kinds(services.kinds())`; build the monitor with
+    `services.registry`, its `on_usable` calling `services.domain_available(sd_id)` and then
+    `runner.recover_domains(services.usable)`; `services.watch(monitor, recover)`; after
+    `runner.load()`, `services.restore()` in a thread.  At the end: `services.close()`.
+    """
+
+    def __init__(self, base: Base) -> None:
+        config = base.config
+        self._runner = base.runner
+        storage, paths = config.storage, config.paths
+        owner = owners.resolve(storage.user, storage.group)
+        self.memory = Remembered(paths.state, boot_id())
+        self.connections = Connections(
+            os.path.join(paths.data_center, "mnt"),
+            Mounts(storage.mount_timeout),
+            owner,
+            base.lanes,
+            base.locks,
+            self.memory,
+            base.clock,
+        )
+        self.registry = Registry(self.connections, base.leasing, owner, base.lanes, base.clock)
+        self.lifecycle = Lifecycle(
+            self.registry, self.connections, base.leasing, owner, base.locks, base.runner
+        )
+        self.pools = Pools(
+            self.registry,
+            self.connections,
+            self.memory,
+            Links(paths.data_center),
+            base.locks,
+            base.clock,
+        )
+        lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
+        self.masters = Masters(self.pools, base.runner, lock_timeout, id_timeout)
+        self.members = Members(self.pools, lock_timeout, id_timeout, self._switch_master)
+        self.spm = Spm(self.pools, base.runner, base.lanes, owner, lock_timeout, id_timeout)
+        self.registry.watch(self.pools.master_lock, self.pools.ready)
+
+    def kinds(self) -> Sequence[Kind]:
+        return (*self.lifecycle.kinds(), *self.masters.kinds(), *self.spm.kinds())
+
+    def watch(self, watcher: Watcher, recover: Callable[[], Any]) -> None:
+        """Wiring of the monitor; `recover()` tries what was interrupted, when storage came."""
+        self.pools.watch(watcher)
+
+        def changed(mount: str, connected: bool) -> None:
+            if connected:
+                recover()
+            else:
+                self.registry.forget_mount(mount)
+
+        self.connections.watch(self.pools.in_use, changed)
+
+    def dump(self, sd_id: str, full: bool) -> dict[str, Any]:
+        return dump.dump(self.registry.get(sd_id), full)
+
+    def start_switch(self, pool_id: str, old: str, new: str, version: int) -> str:
+        """StoragePool.switchMaster; returns the task's id.  Raises 309, 324, 353."""
+        pool = self.pools.get(pool_id)
+        if old != pool.master:
+            raise StoragePoolWrongMaster(
+                domain=old, pool=pool_id, version=version, reason=f"{pool.master} is"
+            )
+        return self._runner.start_task(self.masters.switch_request(pool, new, version))
+
+    def destroy(self, pool_id: str) -> None:
+        """StoragePool.destroy."""
+        self.masters.destroy(pool_id)
+        self.spm.close()
+
+    def _switch_master(self, pool: Pool, new_master: str, version: int) -> None:
+        self.masters.switch(pool, new_master, version)
+        self.spm.moved(self.pools.get(pool.id))
+
+    # -- recovery ----------------------------------------------------------------------------
+
+    def usable(self, name: str) -> bool:
+        """Whether a domain (UUID) or a connection (path) that an operation needs is there."""
+        if name.startswith("/"):
+            return self.connections.is_connected(name)
+        domain = self.registry.peek(name)
+        if domain is None:
+            return False
+        return domain.lockspace is None or domain.lockspace.is_held()
+
+    def domain_available(self, sd_id: str) -> None:
+        self.pools.domain_available(sd_id)
+
+    def restore(self) -> None:
+        """After a crash in this boot: what was connected is connected again."""
+        if self.memory.crashed:
+            self.connections.restore()
+            self.pools.restore()
+
+    def close(self, stop_watching: Callable[[], None]) -> None:
+        """The clean stop: the role, host ids, links and connections are given back."""
+        self.spm.close()
+        pool = self.pools.connected()
+        if pool is not None:
+            self.pools.disconnect(pool.id)
+        stop_watching()
+        self.connections.close()
+        self.memory.release()
