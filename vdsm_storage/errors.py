@@ -210,7 +210,7 @@ class VolumeNonWritable(AgentError):
 
 class VolumeNonShareable(AgentError):
     code = 214
-    template = "Volume {volume} is {role}; only a template (SHARED) can be the base of another image"
+    template = "Volume {volume} is {role}; another image can be based on a template (SHARED) only"
 
 
 class CannotShareVolume(AgentError):
@@ -253,6 +253,16 @@ class ImageIsNotLegalChain(AgentError):
     template = "The volumes of image {image} are no legal chain: {reason}"
 
 
+class TemplateNotOnTarget(AgentError):
+    code = 263
+    template = "Image {image} is based on template {volume}; copy that to domain {domain} first"
+
+
+class OverwriteImageError(AgentError):
+    code = 265
+    template = "Image {image} exists already in domain {domain}; delete it there first"
+
+
 class ImageDoesNotExistInSD(AgentError):
     code = 268
     template = "No image {image} in domain {domain}"
@@ -265,7 +275,7 @@ class NoSpaceLeftOnDomain(AgentError):
 
 class MetadataOverflow(AgentError):
     code = 756
-    template = "The metadata of volume {volume} takes {size} bytes, {limit} fit; shorten its description"
+    template = "The metadata of volume {volume} has {size} bytes, {limit} fit; shorten its description"
 
 
 class MetadataCleared(AgentError):
@@ -555,6 +565,16 @@ class HostIdMismatch(AgentError):
 class IsSpm(AgentError):
     code = 656
     template = "This host is the storage pool manager of {pool}; call StoragePool.spmStop first"
+
+
+class NotABackupDomain(AgentError):
+    code = 378
+    template = "Storage domain {domain} is a data domain; only export domains keep copies of VMs"
+
+
+class NotSpm(AgentError):
+    code = 654
+    template = "This host is not the storage pool manager of {pool}; ask the host that is"
 
 
 class TaskInProgress(AgentError):

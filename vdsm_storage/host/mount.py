@@ -25,14 +25,23 @@ _OPTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@%+=~^!\[\]-]*")
 _VFS_TYPE = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 # What changes more than this one mount, or what the agent decides itself.
 _REFUSED = frozenset(
-    "remount move shared slave private unbindable rshared rslave rprivate runbindable rbind suid "
-    "dev user users owner group".split()
+    {
+        "remount", "move", "shared", "slave", "private", "unbindable", "rshared", "rslave",
+        "rprivate", "runbindable", "rbind", "suid", "dev", "user", "users", "owner", "group",
+    }
 )
-_SECRET = frozenset("password password2 pass passwd secret key".split())
+_SECRET = frozenset(
+    {
+        "password", "password2", "pass", "passwd", "secret", "key",
+    }
+)
 # Not storage: mounting one of these is never what an engine means.
 _PSEUDO = frozenset(
-    "proc sysfs devtmpfs devpts cgroup cgroup2 securityfs debugfs tracefs bpf configfs mqueue "
-    "binfmt_misc pstore efivarfs autofs rpc_pipefs fusectl hugetlbfs nsfs".split()
+    {
+        "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "securityfs", "debugfs",
+        "tracefs", "bpf", "configfs", "mqueue", "binfmt_misc", "pstore", "efivarfs", "autofs",
+        "rpc_pipefs", "fusectl", "hugetlbfs", "nsfs",
+    }
 )
 
 
