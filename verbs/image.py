@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from vdsm_storage.errors import InvalidParameter
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -47,6 +48,25 @@ def getVolumes(
     return ctx.services.images.volumes(storagedomainID, imageID)
 
 
+def move(
+    ctx: Context,
+    imageID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    dstSdUUID: str,
+    operation: str,
+    postZero: bool,
+    force: bool,
+    discard: bool = False,
+) -> str:
+    """Returns the task."""
+    if operation not in ("COPY", "MOVE"):
+        raise InvalidParameter(parameter="operation", value=operation, reason="COPY or MOVE")
+    return ctx.services.images.move(
+        storagedomainID, imageID, dstSdUUID, move=operation == "MOVE"
+    )
+
+
 def prepare(
     ctx: Context,
     storagepoolID: str,
@@ -80,6 +100,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Image.delete": Verb(delete, lane=DOMAIN),
     "Image.deleteVolumes": Verb(deleteVolumes, lane=DOMAIN),
     "Image.getVolumes": Verb(getVolumes, lane=DOMAIN),
+    "Image.move": Verb(move, lane=DOMAIN),
     "Image.prepare": Verb(prepare, lane=DOMAIN),
     "Image.reconcileVolumeChain": Verb(reconcileVolumeChain, lane=DOMAIN),
     "Image.teardown": Verb(teardown, lane=DOMAIN),

@@ -6,11 +6,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from vdsm_storage.images.copy_volume import CopyVolumeRequest
 from vdsm_storage.images.create import NewVolumeRequest
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
 DOMAIN = "storagedomainID"
+
+
+def copy(
+    ctx: Context,
+    volumeID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    dstSdUUID: str,
+    dstImgUUID: str,
+    dstVolUUID: str,
+    desc: str,
+    volType: str,
+    volFormat: str,
+    preallocate: str,
+    postZero: bool,
+    force: bool,
+    discard: bool = False,
+) -> str:
+    """Returns the task."""
+    request = CopyVolumeRequest(
+        source_domain=storagedomainID,
+        source_image=imageID,
+        source=volumeID,
+        domain=dstSdUUID,
+        image=dstImgUUID,
+        volume=dstVolUUID,
+        description=desc,
+        voltype=volType,
+        format=volFormat,
+        type=preallocate,
+    )
+    return ctx.services.volumes.copy(request)
 
 
 def create(
@@ -130,6 +164,7 @@ def teardown(ctx: Context, storagedomainID: str, imageID: str, volumeID: str) ->
 
 
 VERBS: Final[Mapping[str, Verb]] = {
+    "Volume.copy": Verb(copy, lane=DOMAIN),
     "Volume.create": Verb(create, lane=DOMAIN),
     "Volume.delete": Verb(delete, lane=DOMAIN),
     "Volume.extendSize": Verb(extendSize, lane=DOMAIN),

@@ -8,12 +8,13 @@ import os
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import ImageIsNotLegalChain
-from vdsm_storage.images import chain, layers, roles
+from vdsm_storage.images import chain, layers, move_image, roles
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.prepare import Preparing, RunLinks
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.volumes import Volumes
+from vdsm_storage.jobs.runner import Request
 
 log = logging.getLogger("images")
 
@@ -44,6 +45,23 @@ class Images:
         """Start deleting some volumes of an image; returns the task.  Raises 201, 204, 223."""
         self._volumes.of_image(domain, image)
         return self._volumes.delete(domain, image, volumes, force=force)
+
+    def move(self, domain: str, image: str, target: str, *, move: bool) -> str:
+        """Start copying an image to another domain, or moving it there; returns the task.
+
+        Raises 268, 265, 263, 654.
+        """
+        store = self._shop.find_store(target)
+        move_image.plan(self._shop.find_store(domain), store, image)
+        request = Request(
+            kind="image.move",
+            params={"domain": domain, "image": image, "target": target, "move": move},
+            domains=[domain, target],
+            verb="moveImage" if move else "copyImage",
+            lane=target,
+            description=f"{'Move' if move else 'Copy'} image {image} to domain {target}",
+        )
+        return self._volumes.start(store, request)
 
     def volumes(self, domain: str, image: str) -> list[str]:
         """Raises ImageDoesNotExistInSD (268)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from vdsm_storage.base.locks import Locks
@@ -19,12 +20,14 @@ from vdsm_storage.errors import (
     VolumeMetadataReadError,
 )
 from vdsm_storage.host.qemu_img import Image, QemuImg
-from vdsm_storage.images import create, delete, extend, layers
+from vdsm_storage.images import copy_volume, create, delete, extend, layers
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.copy_volume import CopyVolume, CopyVolumeRequest
 from vdsm_storage.images.create import CreateVolume, NewVolumeRequest
 from vdsm_storage.images.delete import DeleteImage, DeleteVolumes
 from vdsm_storage.images.extend import ExtendVolume
 from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.move_image import MoveImage
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind
@@ -62,7 +65,14 @@ class Volumes:
         self.shop = Workshop(find_store, qemu, locks, config.storage.lock_timeout)
 
     def kinds(self) -> list[Kind]:
-        operations = (CreateVolume, DeleteVolumes, DeleteImage, ExtendVolume)
+        operations = (
+            CreateVolume,
+            CopyVolume,
+            DeleteVolumes,
+            DeleteImage,
+            ExtendVolume,
+            MoveImage,
+        )
         return [operation(self.shop).kind() for operation in operations]
 
     # -- tasks -------------------------------------------------------------------------------
@@ -102,6 +112,21 @@ class Volumes:
         params = {"domain": domain, "image": image, "volume": volume, "size": size}
         text = f"Extend volume {volume} to {size} bytes"
         return self.start(store, _task("volume.extend", "extendImageSize", params, text))
+
+    def copy(self, request: CopyVolumeRequest) -> str:
+        """Start copying a volume and all below it into a new one; returns the task.
+
+        Raises 201, 212, 262, 654, 1000.
+        """
+        copy_volume.check(self._find_store(request.source_domain), request)
+        store = self._find_store(request.domain)
+        if request.volume in store.volumes(request.image):
+            raise VolumeAlreadyExists(
+                volume=request.volume, image=request.image, domain=request.domain
+            )
+        text = f"Copy volume {request.source} to {request.volume}"
+        task = _task("volume.copy", "copyImage", request.as_params(), text)
+        return self.start(store, replace(task, domains=[request.source_domain, request.domain]))
 
     def start(self, store: Store, request: Request) -> str:
         """Start a task that changes a domain.

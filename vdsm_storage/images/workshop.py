@@ -42,3 +42,21 @@ class Workshop:
             group.append(image_lock(sd_id, source, exclusive=False))
         with self.locks.held(group, self.lock_timeout), store.lock.held(self.lock_timeout):
             yield store
+
+    @contextlib.contextmanager
+    def copying(
+        self, source: tuple[str, str], target: tuple[str, str], *, moving: bool = False
+    ) -> Iterator[tuple[Store, Store]]:
+        """Hold two images, (domain, image) each: the source shared unless it is to go.
+
+        The domains' locks are not held: a copy takes long; take them for each change.
+        """
+        group = [
+            domain_lock(source[0]),
+            domain_lock(target[0]),
+            image_lock(*source, exclusive=moving),
+            image_lock(*target),
+        ]
+        stores = self.find_store(source[0]), self.find_store(target[0])
+        with self.locks.held(group, self.lock_timeout):
+            yield stores

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One volume's data written into a volume that is not published yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.errors import CommandError, CopyImageError
+from vdsm_storage.host.qemu_img import Conversion, Image, QemuImg, Watch
+from vdsm_storage.images import guard, layers
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.chain import Member
+from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.store import NewVolume, Store
+
+
+@dataclass(frozen=True)
+class Target:
+    """A volume in the making; with a parent (in the same image) only one layer is copied."""
+
+    store: Store
+    image: str
+    volume: str
+    metadata: VolumeMetadata
+    backing_format: str | None = None
+
+    def make(self) -> None:
+        """Allocate it; nothing is listed yet.  Raises 212, 397."""
+        raw = self.metadata.format == md.RAW
+        full = self.metadata.type == md.PREALLOCATED
+        size = self.metadata.capacity
+        self.store.make(NewVolume(self.image, self.volume, size, full, raw))
+
+
+@dataclass(frozen=True)
+class Following:
+    """How the copy is watched: told fractions of the whole, asked to stop."""
+
+    progress: Callable[[float], None]
+    cancel: Cancel
+
+
+def copy_layer(
+    qemu: QemuImg, source_store: Store, source: Sequence[Member], to: Target, how: Following
+) -> None:
+    """Copy the top of the chain `source`, or all that it shows if `to` has no parent.
+
+    Raises CopyImageError (261), PrepareIllegalVolume (227), ImageIsNotLegalChain (262).
+    """
+    top = source[-1]
+    below = [member.volume for member in source]
+    parent = to.metadata.parent if to.backing_format is not None else None
+    raw = to.metadata.format == md.RAW
+    full = to.metadata.type == md.PREALLOCATED
+    conversion = Conversion(
+        source=layers.layer(source_store, top),
+        target=Image(to.store.path(to.image, to.volume), layers.qemu_format(to.metadata)),
+        compat=layers.compat(to.store),
+        backing=parent,
+        backing_format=to.backing_format,
+        create=not raw,
+        is_zero=raw and not full and not to.store.is_block,
+        sparse=not (raw and full),
+        bitmaps=top.is_cow and not raw,
+    )
+    with (
+        guard.active(source_store, top.image, below, prepared=False),
+        guard.active(to.store, to.image, [to.volume], prepared=False),
+    ):
+        layers.check_headers(source_store, qemu, source)
+        try:
+            qemu.convert(conversion, Watch(how.progress, how.cancel))
+        except CommandError as error:
+            raise CopyImageError(volume=to.volume, reason=error) from error
