@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 from typing import Any
@@ -19,6 +20,7 @@ from vdsm_storage.errors import (
     ReleaseHostIdFailure,
     ReleaseLockFailure,
     SanlockInquireError,
+    SanlockLVBError,
 )
 from vdsm_storage.host.bounded import BoundedCall
 from vdsm_storage.leases.leader import MAGIC, parse_leader
@@ -66,6 +68,7 @@ def test_data_travels_with_the_lease(joined: Any) -> None:
         joined.leases.set_data(spec, b'{"a":1}')
     with joined.leases.held(spec, 5, lvb=True):
         assert joined.leases.get_data(spec) == b'{"a":1}'.ljust(512, b"\0")
+        assert joined.leases.read_data(spec) == b'{"a":1}'.ljust(512, b"\0")
 
 
 def test_a_cleared_lease_cannot_be_taken(joined: Any) -> None:
@@ -129,8 +132,14 @@ def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
         opened.append((lockspace, spec))
     for lockspace, spec in opened:
         lockspace.wait(60)
-        with joined.leases.held(spec, 5, lvb=True):
+        with joined.leases.held(spec, 5):
             assert joined.leases.state(spec).owners == (lockspace.host_id,)
+        roomy = spec.geometry.alignment == 8 * MIB
+        with contextlib.nullcontext() if roomy else pytest.raises(SanlockLVBError):
+            joined.leases.acquire(spec, 5, lvb=True)
+            joined.leases.set_data(spec, b"data")
+            joined.leases.release(spec)
+            assert joined.leases.read_data(spec)[:5] == b"data\0"
     lockspaces.release_all()
     assert not any(lockspace.is_held() for lockspace, _ in opened)
 

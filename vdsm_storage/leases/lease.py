@@ -11,13 +11,17 @@ from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.files import read_direct
-from vdsm_storage.errors import LeaseHeldElsewhere, SanlockInquireError
-from vdsm_storage.host.sanlock import Place, Sanlock
+from vdsm_storage.errors import LeaseHeldElsewhere, SanlockInquireError, SanlockLVBError
+from vdsm_storage.host.sanlock import LVB_SIZE, Place, Sanlock
+from vdsm_storage.leases.index import Index
 from vdsm_storage.leases.leader import LEADER_SIZE, Leader, parse_leader
 from vdsm_storage.leases.model import Geometry, LeaseSpec, LeaseState
+from vdsm_storage.leases.slots import Slots
 
-# A short holder has a lease for 10 to 50 ms; hosts that meet must not keep meeting.
+_DATA_SECTOR: Final = 2002
+
 ATTEMPT: Final = 10.0  # seconds for the I/O of one attempt, at least
+# A short holder has a lease for 10 to 50 ms; hosts that meet must not keep meeting.
 BACK_OFF: Final = (0.01, 0.08)  # seconds
 
 
@@ -83,13 +87,20 @@ class Leases:
             return None
         return leader
 
+    def format_xleases(self, path: str, lockspace: str, geometry: Geometry) -> None:
+        """Write an empty index of external leases.  Raises OSError."""
+        Slots(path, lockspace, geometry).write(Index(lockspace, int(self._clock.time()), ()))
+
     # -- held by this process ----------------------------------------------------------------
 
     def acquire(self, spec: LeaseSpec, timeout: float, lvb: bool = False) -> None:
-        """Take it; waits at most `timeout` seconds for who has it.
+        """Take it, with `lvb` in order to use its data; waits at most `timeout` seconds.
 
-        Raises LeaseHeldElsewhere (651) after that, AcquireLockFailure (651) at once.
+        Raises LeaseHeldElsewhere (651) after that, AcquireLockFailure (651) or, where there is
+        no room for data, SanlockLVBError (703) at once.
         """
+        if lvb and not has_room_for_data(spec.geometry):
+            raise _data_error(spec, "leases of this size have no room for data")
         deadline = Deadline(self._clock, timeout)
         while True:
             # The attempt gets time for its I/O, however short the wait for others is.
@@ -120,9 +131,35 @@ class Leases:
         """The 512 bytes of data of a lease held with `lvb`.  Raises 703."""
         return self._sanlock.get_lvb(spec.lockspace, spec.resource, place(spec))
 
+    def read_data(self, spec: LeaseSpec) -> bytes:
+        """The data as it was when the lease was released last, whoever holds it.  Raises 703."""
+        if not has_room_for_data(spec.geometry):
+            return b""
+        offset = spec.offset + _DATA_SECTOR * spec.geometry.block_size
+        try:
+            return read_direct(spec.path, LVB_SIZE, offset)
+        except OSError as error:
+            raise _data_error(spec, str(error)) from error
+
     def set_data(self, spec: LeaseSpec, data: bytes) -> None:
         """Give a lease held with `lvb` its data; on the storage once it is released."""
         self._sanlock.set_lvb(spec.lockspace, spec.resource, place(spec), data)
+
+
+def has_room_for_data(geometry: Geometry) -> bool:
+    """sanlock 3.8 keeps the data in sector 2002, whatever the lease's size: with sectors of 4096
+    and less than 8 MiB a lease, that is inside another lease."""
+    return (_DATA_SECTOR + 1) * geometry.block_size <= geometry.alignment
+
+
+def _data_error(spec: LeaseSpec, reason: str) -> SanlockLVBError:
+    return SanlockLVBError(
+        resource=spec.resource,
+        lockspace=spec.lockspace,
+        path=spec.path,
+        offset=spec.offset,
+        reason=reason,
+    )
 
 
 def place(spec: LeaseSpec) -> Place:
