@@ -90,7 +90,7 @@ def external_leases(domain: FileDomain, path: str) -> dict[str, dict[str, Any]]:
     step = domain.geometry.alignment
     try:
         found = index.decode(files.read_direct(path, index.INDEX_SIZE, step), domain.id)
-    except index.IndexDamaged:
+    except index.IndexDamagedError:
         return {}
     return {
         record.lease: {

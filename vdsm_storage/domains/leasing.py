@@ -3,32 +3,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.leases.cluster_lock import SanlockClusterLock
+from vdsm_storage.leases.index import Index
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.local_lock import FileLock
 from vdsm_storage.leases.lockspace import Lockspace, Lockspaces
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
-
-
-class XleasesFormatter(Protocol):
-    """The part of leases.external.ExternalLeases that making a domain needs."""
-
-    def format(self, path: str, lockspace: str, geometry: Geometry) -> None:
-        """Write an empty index into the file."""
+from vdsm_storage.leases.slots import Slots
 
 
 class DomainLeasing:
     """Fulfils domains.registry.Leasing."""
 
-    def __init__(
-        self, lockspaces: Lockspaces, leases: Leases, external: XleasesFormatter, clock: Clock
-    ) -> None:
+    def __init__(self, lockspaces: Lockspaces, leases: Leases, clock: Clock) -> None:
         self._lockspaces = lockspaces
         self._leases = leases
-        self._external = external
         self._clock = clock
 
     def lockspace(self, sd_id: str, path: str, geometry: Geometry) -> Lockspace:
@@ -50,4 +40,5 @@ class DomainLeasing:
         self._leases.write(spec)
 
     def format_xleases(self, path: str, lockspace: str, geometry: Geometry) -> None:
-        self._external.format(path, lockspace, geometry)
+        """Write an empty index into the file."""
+        Slots(path, lockspace, geometry).write(Index(lockspace, int(self._clock.time()), ()))

@@ -297,7 +297,7 @@ class Pools:
         found = self._master(pool).last
         return {
             "info": {
-                "name": found.values.get("POOL_DESCRIPTION", ""),
+                "name": self._name(pool, found),
                 "type": found.type,
                 "master_uuid": pool.master,
                 "master_ver": pool.master_version,
@@ -310,6 +310,13 @@ class Pools:
             },
             "dominfo": {sd_id: self._domain_info(pool, sd_id) for sd_id in sorted(pool.domains)},
         }
+
+    def _name(self, pool: Pool, master: DomainMetadata) -> str:
+        """The pool's name stays with the domain that was the master when the pool was made."""
+        known = [self.registry.peek(sd_id) for sd_id in sorted(pool.domains)]
+        metadata = [master, *(domain.last for domain in known if domain is not None)]
+        names = [m.values["POOL_DESCRIPTION"] for m in metadata if "POOL_DESCRIPTION" in m.values]
+        return names[0] if names else ""
 
     def _domain_info(self, pool: Pool, sd_id: str) -> dict[str, Any]:
         answer: dict[str, Any] = {
