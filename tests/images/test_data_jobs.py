@@ -257,15 +257,14 @@ def test_reduce_on_files_changes_nothing(datalab):
         datalab.run(reduce_task(datalab.volume(store, cow=False), allow_active=False))
 
 
-def test_measure_of_a_merge(datalab, tmp_path):
+def test_measure_of_a_merge(datalab):
     """What block domains will give a base before a merge is what it takes after it."""
     tool = QemuImg()
     base, top = datalab.chain(datalab.domain(), 2, raw_base=False, size=64 * MIB)
     datalab.write(base, MIB, 4 * MIB, 1)
     datalab.write(top, 3 * MIB, 8 * MIB, 2)
-    need = tool.measure_merged(
-        Image(datalab.path(top), "qcow2"), Image(datalab.path(base), "qcow2")
-    )
+    both = [Image(datalab.path(ref), "qcow2") for ref in (base, top)]
+    need = tool.measure_layers(both, "qcow2")
     tool.commit(Image(datalab.path(top), "qcow2"), datalab.path(base))
     argv = ["qemu-img", "check", "--output=json", datalab.path(base)]
     end = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)

@@ -164,14 +164,19 @@ class QemuImg:
         if with_backing or image.format == RAW:
             argv += ["-f", image.format, image.path]
         else:
-            argv.append(_without_backing(image))
+            return self.measure_layers([image], target_format)
         return parse_measure(self._run(argv).stdout)
 
-    def measure_merged(self, top: Image, base: Image) -> Measure:
-        """What `base` needs when `top` has been merged into it; what is below base stays there."""
-        below = _node(base) if base.format == RAW else {**_node(base), "backing": None}
-        node = {**_node(top), "backing": below}
-        argv = ["measure", "--output", "json", "-O", base.format, "-U", "json:" + json.dumps(node)]
+    def measure_layers(self, layers: Sequence[Image], target_format: str) -> Measure:
+        """What the `layers` need as one image, the lowest first; what is below them is left out."""
+        node: dict[str, object] | None = None
+        for layer in layers:
+            above = _node(layer)
+            if layer.format != RAW:
+                above["backing"] = node
+            node = above
+        filename = "json:" + json.dumps(node)
+        argv = ["measure", "--output", "json", "-O", target_format, "-U", filename]
         return parse_measure(self._run(argv).stdout)
 
     def measure_empty(self, size: int, target_format: str) -> Measure:
@@ -292,10 +297,6 @@ def _node(image: Image) -> dict[str, object]:
     """The image as qemu's block layer describes one of its own devices."""
     driver = "host_device" if stat.S_ISBLK(os.stat(image.path).st_mode) else "file"
     return {"driver": image.format, "file": {"driver": driver, "filename": image.path}}
-
-
-def _without_backing(image: Image) -> str:
-    return "json:" + json.dumps({**_node(image), "backing": None})
 
 
 def _options(image_format: str, compat: str, preallocation: str | None) -> list[str]:

@@ -23,7 +23,7 @@ from vdsm_storage.errors import (
     VolumeDoesNotExist,
     VolumeNonWritable,
 )
-from vdsm_storage.host.qemu_img import QemuImg, Watch
+from vdsm_storage.host.qemu_img import QCOW2, QemuImg, Watch
 from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.bitmap_merge import BitmapMerge
@@ -144,9 +144,8 @@ class Merging:
             return  # a file grows when it is written; commit gives the image its new capacity
         names = [member.volume for member in (*sub.below, base, sub.top)]
         with guard.active(store, base.image, names, prepared=False):
-            needed = self._qemu_img.measure_merged(
-                layers.layer(store, sub.top), layers.layer(store, base)
-            )
+            both = [layers.layer(store, base), layers.layer(store, sub.top)]
+            needed = self._qemu_img.measure_layers(both, QCOW2)
         wanted = needed.required + needed.bitmaps + (0 if sub.child else CHUNK)
         wanted = min(wanted, round_up(needed.fully_allocated + needed.bitmaps, MIB))
         if wanted > size:
