@@ -8,22 +8,36 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-
-import orjson
+import time
+from typing import Any
 
 from vdsm_storage.base import files
 from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
+from vdsm_storage.domains.leasing import DomainLeasing
+from vdsm_storage.domains.services import Base, DomainServices
 from vdsm_storage.host import pki
 from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.host.sanlock_daemon import SanlockDaemon
+from vdsm_storage.images.data import Data
+from vdsm_storage.images.images import Images
+from vdsm_storage.images.streams import ImageStreams
+from vdsm_storage.images.volumes import Volumes
+from vdsm_storage.jobs.hostjobs import Jobs
 from vdsm_storage.jobs.journal import JOB, Entry, Journal
 from vdsm_storage.jobs.operation import CrashPoints
 from vdsm_storage.jobs.runner import Runner
+from vdsm_storage.jobs.tasks import Tasks
+from vdsm_storage.leases.external import ExternalLeases
+from vdsm_storage.leases.lease import Leases
+from vdsm_storage.leases.lockspace import Lockspaces
+from vdsm_storage.monitor.health import Health
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
@@ -31,12 +45,14 @@ from vdsm_storage.rpc.http import Services as HttpServices
 from vdsm_storage.rpc.listener import Listener
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
+from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import VERBS
 
 log = logging.getLogger("agent")
 
 VERSION = importlib.metadata.version("vdsm-storage")
+STOP_SECONDS = 20.0  # for running operations to take themselves back when the agent stops
 
 
 class Agent:
@@ -44,76 +60,151 @@ class Agent:
 
     def __init__(self, config: Config, dev: bool, crash_point: str | None = None) -> None:
         self._config = config
-        self._dev = dev
-        self._clock = SystemClock()
-        self._lanes = Lanes(self._clock, config.storage.lane_workers, config.storage.lane_queue)
-        self._locks = Locks(self._clock)
+        self._clock = clock = SystemClock()
+        self._lanes = Lanes(clock, config.storage.lane_workers, config.storage.lane_queue)
         self._broker = Broker()
-        self._schema = Schema()
         self._listener: Listener | None = None
         self._recovered = False
-        state = os.path.join(config.paths.state, "journal")
-        self._runner = Runner(
-            Journal(state), self._lanes, self._clock, CrashPoints(crash_point), self._on_change
+        self._make_authority = dev and config.tls.enabled
+        sanlock = Sanlock(config.paths.sanlock_run, config.sanlock.io_timeout)
+        self._daemon = (
+            SanlockDaemon(config.paths.sanlock_run, config.sanlock.io_timeout) if dev else None
         )
-        self._qemu_img = QemuImg()
-        self._services = Services(
+        self._lockspaces = Lockspaces(sanlock, clock)
+        self._leases = Leases(sanlock, clock)
+        journal = Journal(os.path.join(config.paths.state, "journal"))
+        crash = CrashPoints(crash_point)
+        self._runner = Runner(journal, self._lanes, clock, crash, self._job_changed)
+        self._discovery = Discovery(VERBS, VERSION)
+        self._services = self._build()
+
+    def _build(self) -> Services:
+        """The services that verbs use, and the kinds of operations that they run."""
+        config, clock, lanes, runner = self._config, self._clock, self._lanes, self._runner
+        locks, qemu_img, timeout = Locks(clock), QemuImg(), config.storage.lock_timeout
+        leasing = DomainLeasing(self._lockspaces, self._leases, clock)
+        storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing))
+        registry = storage.registry
+        find = registry.find_store
+        health = Health(
+            registry, lanes, clock, config.storage.monitor_interval,
+            self._domain_changed, self._domain_usable,
+        )  # fmt: skip
+        storage.watch(health, self._recover)
+        facts = HostFacts(
+            KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains
+        )
+        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
+        data = Data(find, qemu_img, self._leases, locks, config, runner)
+        leases = ExternalLeases(
+            self._leases, registry.get, locks, clock, timeout, lambda: facts.hardware()["systemUUID"]
+        )
+        self._streams = ImageStreams(find, runner, locks, timeout)
+        for part in (storage, volumes, data, leases, self._streams):
+            runner.add_kinds(part.kinds())
+        return Services(
             config=config,
-            facts=HostFacts(
-                KernelFiles(), self._clock, VERSION, (config.paths.run,), dict
-            ),
+            facts=facts,
+            health=health,
+            storage=storage,
             tickets=ImageTickets(config.paths.imageio),
+            volumes=volumes,
+            data=data,
+            images=Images(volumes, os.path.join(config.paths.run, "storage")),
+            leases=leases,
+            tasks=Tasks(runner),
+            jobs=Jobs(runner, clock, config.storage.job_keep),
         )
+
+    # -- life --------------------------------------------------------------------------------
 
     async def start(self) -> int:
         """Serve; returns the port."""
         config = self._config
-        if self._dev and config.tls.enabled:
+        starting = [asyncio.to_thread(self._daemon.start)] if self._daemon else []
+        if self._make_authority:
             await asyncio.to_thread(pki.make_authority, config.paths.pki)
-        context = tls.server_context(tls.host_files(config.paths.pki)) if config.tls.enabled else None
+        host = tls.host_files(config.paths.pki)
+        context = tls.server_context(host) if config.tls.enabled else None
+        rpc = config.rpc
         dispatcher = Dispatcher(
-            Checker(self._schema, config.rpc.strict),
+            Checker(Schema(), rpc.strict),
             VERBS,
             self._context,
             self._lanes,
-            Settings(config.rpc.max_outstanding, config.rpc.strict, config.rpc.check_replies),
+            Settings(rpc.max_outstanding, rpc.strict, rpc.check_replies),
             lambda: self._recovered,
+            {"rpc.discover": self._discovery.document},
         )
-        http = HttpServices(self._openrpc, self._health)
+        http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
+        await asyncio.gather(*starting)
         self._recovered = True
+        self._lanes.submit(":restore", self._restore, STOP_SECONDS)
         self._announce(self._listener.port)
         log.info("Serving on port %s, version %s", self._listener.port, VERSION)
         return self._listener.port
 
     async def stop(self) -> None:
-        """Stop serving and give back what this host should not keep."""
+        """Stop serving, and give back what this host should not keep."""
         if self._listener is not None:
             await self._listener.stop()
-        self._lanes.close()
+        await asyncio.to_thread(self._give_back)
         for name in ("port", "plain"):
             with contextlib.suppress(OSError):
                 files.unlink_if_there(os.path.join(self._config.paths.run, name))
         log.info("Stopped")
 
+    def _give_back(self) -> None:
+        self._runner.stop_all(STOP_SECONDS)
+        health = self._services.health
+        self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._lockspaces.release_all()
+        self._lanes.close()
+        if self._daemon is not None:
+            self._daemon.stop()
+
     def _announce(self, port: int) -> None:
-        """Tell local clients the port, and that they need no TLS."""
+        """Tell local clients the port, and whether they need TLS."""
         run = self._config.paths.run
         files.unlink_if_there(os.path.join(run, "plain"))
         if not self._config.tls.enabled:
             files.write_atomic(os.path.join(run, "plain"), b"")
         files.write_atomic(os.path.join(run, "port"), f"{port}\n".encode())
 
+    # -- what lower floors tell --------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """After a crash in this boot: connect what was connected; recover what can be."""
+        self._services.storage.restore()
+        self._recover()
+
+    def _recover(self) -> None:
+        self._runner.recover_domains(self._services.storage.usable)
+
+    def _domain_usable(self, sd_id: str) -> None:
+        self._services.storage.domain_available(sd_id)
+        self._recover()
+
+    def _domain_changed(self, sd_id: str, record: dict[str, Any]) -> None:
+        self._broker.publish_event(f"|storage|domain_status|{sd_id}", {sd_id: record})
+
+    def _job_changed(self, entry: Entry, fraction: float | None) -> None:
+        if entry.family == JOB:
+            info = self._services.jobs.describe(entry, fraction)
+            self._broker.publish_event(f"|jobs|status|{entry.id}", info)
+
+    # -- what upper floors ask ---------------------------------------------------------------
+
     def _context(self, flow_id: str, client: str) -> Context:
         return Context(self._services, flow_id, client)
 
-    def _openrpc(self) -> bytes:
-        return orjson.dumps({})
-
     def _health(self) -> tuple[int, dict[str, object]]:
-        return 200, {"status": "ok", "lanes": self._lanes.stats()}
-
-    def _on_change(self, entry: Entry, fraction: float | None) -> None:
-        if entry.family == JOB:
-            self._broker.publish_event(f"|jobs|status|{entry.id}", {"id": entry.id})
+        state: dict[str, object] = {
+            "status": "ok" if self._recovered else "recovering",
+            "version": VERSION,
+            "time": time.time(),
+            "lanes": self._lanes.stats(),
+        }
+        return (200 if self._recovered else 503), state

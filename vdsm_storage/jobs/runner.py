@@ -264,6 +264,18 @@ class Runner:
                 self._change(running, j.ABORTING, durable=False)
             running.operation.cancel.request()
 
+    def stop_all(self, timeout: float) -> None:
+        """The agent stops: ask everything to stop, and wait `timeout` seconds at most.  What has
+        not ended then is recovered at the next start."""
+        with self._lock:
+            unfinished = [r for r in self._running.values() if not r.done.is_set()]
+        active = [running for running in unfinished if not running.interrupted]
+        for running in active:
+            self.stop(running)
+        deadline = self._clock.monotonic() + timeout
+        for running in active:
+            self._clock.wait(running.done, deadline - self._clock.monotonic())
+
     def revert(self, running: Running) -> None:
         """Take a finished operation back, in this thread.  The caller checked that it can be."""
         revert = self._kinds[running.entry.kind].revert
