@@ -8,13 +8,15 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from vdsm_storage.verbs import host, image, sdm, volume
+from vdsm_storage.verbs import host, image, sdm, storage_domain, storage_pool, volume
 from vdsm_storage.verbs.table import Verb
 
 VERBS: Final[Mapping[str, Verb]] = {
     **host.VERBS,
     **image.VERBS,
     **sdm.VERBS,
+    **storage_domain.VERBS,
+    **storage_pool.VERBS,
     **volume.VERBS,
 }
 
