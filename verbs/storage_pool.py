@@ -9,6 +9,9 @@ from typing import Any, Final
 from vdsm_storage.domains.masters import NewPool
 from vdsm_storage.domains.pool import Pool
 from vdsm_storage.errors import NotABackupDomain
+from vdsm_storage.images.guard import VolumeRef
+from vdsm_storage.images.merge import MergeRequest
+from vdsm_storage.images.sparsify import reduce_task
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -161,6 +164,32 @@ def spmStop(ctx: Context, storagepoolID: str) -> None:
     ctx.services.storage.spm.stop(storagepoolID)
 
 
+# -- cold merge and reduce -------------------------------------------------------------------
+
+
+def prepareMerge(ctx: Context, storagepoolID: str, subchainInfo: Mapping[str, Any]) -> str:
+    """Returns the task."""
+    return ctx.services.data.start_task(MergeRequest.from_subchain(subchainInfo).prepare_task())
+
+
+def finalizeMerge(ctx: Context, storagepoolID: str, subchainInfo: Mapping[str, Any]) -> str:
+    """Returns the task."""
+    return ctx.services.data.start_task(MergeRequest.from_subchain(subchainInfo).finalize_task())
+
+
+def reduceVolume(
+    ctx: Context,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    volumeID: str,
+    allowActive: bool = False,
+) -> str:
+    """Returns the task."""
+    ref = VolumeRef(storagedomainID, imageID, volumeID)
+    return ctx.services.data.start_task(reduce_task(ref, allow_active=allowActive))
+
+
 # -- export domains: none can be made any more -----------------------------------------------
 
 
@@ -192,6 +221,9 @@ VERBS: Final[Mapping[str, Verb]] = {
     "StoragePool.getSpmStatus": Verb(getSpmStatus, lane=POLLED),
     "StoragePool.spmStart": Verb(spmStart, lane=POOL),
     "StoragePool.spmStop": Verb(spmStop, lane=POOL),
+    "StoragePool.prepareMerge": Verb(prepareMerge, lane=POOL),
+    "StoragePool.finalizeMerge": Verb(finalizeMerge, lane=POOL),
+    "StoragePool.reduceVolume": Verb(reduceVolume, lane="storagedomainID"),
     "StoragePool.getBackedUpVmsList": Verb(getBackedUpVmsList, lane="storagedomainID"),
     "StoragePool.getBackedUpVmsInfo": Verb(getBackedUpVmsInfo, lane="storagedomainID"),
 }

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from vdsm_storage.images.copy_volume import CopyVolumeRequest
 from vdsm_storage.images.create import NewVolumeRequest
+from vdsm_storage.images.guard import VolumeRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -163,6 +164,27 @@ def teardown(ctx: Context, storagedomainID: str, imageID: str, volumeID: str) ->
     ctx.services.volumes.teardown(storagedomainID, imageID, volumeID)
 
 
+def measure(
+    ctx: Context,
+    volumeID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    imageID: str,
+    dstVolFormat: str,
+    backing_chain: bool = True,
+    baseID: str | None = None,
+) -> dict[str, int]:
+    ref = VolumeRef(storagedomainID, imageID, volumeID)
+    required = ctx.services.data.measure(ref, dstVolFormat, baseID, with_backing=backing_chain)
+    return {"required": required}
+
+
+def verify_untrusted(
+    ctx: Context, storagepoolID: str, storagedomainID: str, imageID: str, volumeID: str
+) -> None:
+    ctx.services.data.verify(VolumeRef(storagedomainID, imageID, volumeID))
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     "Volume.copy": Verb(copy, lane=DOMAIN),
     "Volume.create": Verb(create, lane=DOMAIN),
@@ -171,8 +193,10 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Volume.getInfo": Verb(getInfo, lane=DOMAIN),
     "Volume.getQemuImageInfo": Verb(getQemuImageInfo, lane=DOMAIN),
     "Volume.getSize": Verb(getSize, lane=DOMAIN),
+    "Volume.measure": Verb(measure, lane=DOMAIN),
     "Volume.refresh": Verb(refresh, lane=DOMAIN),
     "Volume.setDescription": Verb(setDescription, lane=DOMAIN),
     "Volume.setLegality": Verb(setLegality, lane=DOMAIN),
     "Volume.teardown": Verb(teardown, lane=DOMAIN),
+    "Volume.verify_untrusted": Verb(verify_untrusted, lane=DOMAIN),
 }

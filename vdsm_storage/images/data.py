@@ -11,11 +11,13 @@ from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.virt_sparsify import VirtSparsify
 from vdsm_storage.images.bitmaps import Bitmaps
 from vdsm_storage.images.copy import Copying
-from vdsm_storage.images.guard import Guard, VolumeLeases
+from vdsm_storage.images.guard import Guard, VolumeLeases, VolumeRef
+from vdsm_storage.images.measure import measure
 from vdsm_storage.images.merge import Merging
 from vdsm_storage.images.sparsify import Sparsifying
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.update import Updating
+from vdsm_storage.images.verify import Verifier
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Request, Runner
 
@@ -38,6 +40,8 @@ class Data:
         self._find_store = find_store
         self._runner = runner
         self._timeout = config.storage.lock_timeout
+        self._qemu_img = qemu_img
+        self._verifier = Verifier(qemu_img, locks, self._timeout)
         guard = Guard(find_store, locks, leases, self._timeout)
         self._parts = (
             Copying(guard, qemu_img),
@@ -66,3 +70,16 @@ class Data:
         store = self._find_store(request.domains[0])
         with store.lock.held(self._timeout):
             return self._runner.start_task(request)
+
+    def verify(self, ref: VolumeRef) -> None:
+        """Raises ImageVerificationError (484) for an upload that no VM may use."""
+        self._verifier.verify(self._find_store(ref.domain), ref)
+
+    def measure(
+        self, ref: VolumeRef, target_format: str, base: str | None, *, with_backing: bool
+    ) -> int:
+        """Bytes that a copy of the volume needs; see images.measure."""
+        store = self._find_store(ref.domain)
+        return measure(
+            self._qemu_img, store, ref, target_format, base, with_backing=with_backing
+        )
