@@ -17,6 +17,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     **sdm.VERBS,
     **storage_domain.VERBS,
     **storage_pool.VERBS,
+    **storage_domain.VERBS,
+    **storage_pool.VERBS,
     **volume.VERBS,
 }
 
