@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
@@ -15,15 +17,17 @@ from vdsm_storage.errors import (
     IllegalVolumeSnapshot,
     IncorrectFormat,
     InvalidParameter,
+    NoSpaceLeftOnDomain,
     VolumeAlreadyExists,
     VolumeCreationError,
     VolumeImageHasChildren,
     VolumeNonShareable,
 )
-from vdsm_storage.host.qemu_img import QCOW2, Image, NewImage
+from vdsm_storage.host.qemu_img import QCOW2, Image
 from vdsm_storage.images import chain, layers, roles
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.qcow2_empty import MAX_SIZE, empty_qcow2
 from vdsm_storage.images.store import NewVolume, Store
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind, Operation
@@ -74,7 +78,8 @@ class NewVolumeRequest:
 
 def check(request: NewVolumeRequest) -> None:
     """What is wrong with a request whatever the storage holds.  Raises 1000, 202, 229."""
-    if not 0 < request.capacity <= MAX_CAPACITY:
+    limit = MAX_SIZE if request.format == md.COW else MAX_CAPACITY
+    if not 0 < request.capacity <= limit:
         raise CreateVolumeSizeError(volume=request.volume, size=request.capacity)
     if not 0 <= request.sequence <= md.MAX_SEQUENCE:
         raise _wrong("sequence", request.sequence, f"give 0 to {md.MAX_SEQUENCE}")
@@ -169,23 +174,20 @@ class CreateVolume:
         self, store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None
     ) -> None:
         """Write the qcow2 header; the backing file is named relative to the image."""
-        path = store.path(request.image, request.volume)
-        new = NewImage(
-            path=path,
-            format=QCOW2,
-            size=request.rounded,
-            compat=layers.compat(store),
-            backing=request.parent if parent is not None else None,
-            backing_format=layers.qemu_format(parent) if parent is not None else None,
+        image = empty_qcow2(
+            request.rounded,
+            layers.compat(store),
+            request.parent if parent is not None else None,
+            layers.qemu_format(parent) if parent is not None else None,
         )
         store.activate(request.image, [request.volume])
         try:
-            self._shop.qemu.create(new)
+            _write(store, store.path(request.image, request.volume), image)
             self._add_bitmaps(store, request, parent)
-        except AddBitmapError:
-            raise
-        except AgentError as error:
-            raise VolumeCreationError(volume=request.volume, reason=error) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceLeftOnDomain(domain=store.id, size=len(image)) from error
+            raise VolumeCreationError(volume=request.volume, reason=error.strerror) from error
         finally:
             store.deactivate(request.image, [request.volume])
 
@@ -242,6 +244,18 @@ class CreateVolume:
         elif request.parent != BLANK:
             roles.restore_leaf(store, request.image, request.parent)
         store.unmake(request.image, request.volume)
+
+
+def _write(store: Store, path: str, data: bytes) -> None:
+    """Fill a new volume from its start.  publish() makes it durable."""
+    follow = 0 if store.is_block else os.O_NOFOLLOW  # a logical volume's name is a link
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | follow)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
 
 
 def _metadata(request: NewVolumeRequest) -> VolumeMetadata:
