@@ -9,7 +9,6 @@ from typing import Any, Final
 from vdsm_storage.images.copy_volume import CopyVolumeRequest
 from vdsm_storage.images.create import NewVolumeRequest
 from vdsm_storage.images.guard import VolumeRef
-from vdsm_storage.images.guard import VolumeRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -133,22 +132,6 @@ def getQemuImageInfo(
     return ctx.services.volumes.qemu_info(storagedomainID, imageID, volumeID)
 
 
-def measure(
-    ctx: Context,
-    volumeID: str,
-    storagepoolID: str,
-    storagedomainID: str,
-    imageID: str,
-    dstVolFormat: str,
-    backing_chain: bool = True,
-    baseID: str | None = None,
-) -> dict[str, int]:
-    ref = VolumeRef(storagedomainID, imageID, volumeID)
-    return ctx.services.volumes.measure(
-        ref, dstVolFormat, baseID or None, with_backing=bool(backing_chain)
-    )
-
-
 def refresh(
     ctx: Context, volumeID: str, storagepoolID: str, storagedomainID: str, imageID: str
 ) -> None:
@@ -202,12 +185,6 @@ def verify_untrusted(
     ctx.services.data.verify(VolumeRef(storagedomainID, imageID, volumeID))
 
 
-def verify_untrusted(
-    ctx: Context, storagepoolID: str, storagedomainID: str, imageID: str, volumeID: str
-) -> None:
-    ctx.services.volumes.verify_untrusted(VolumeRef(storagedomainID, imageID, volumeID))
-
-
 VERBS: Final[Mapping[str, Verb]] = {
     "Volume.copy": Verb(copy, lane=DOMAIN),
     "Volume.create": Verb(create, lane=DOMAIN),
@@ -217,11 +194,9 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Volume.getQemuImageInfo": Verb(getQemuImageInfo, lane=DOMAIN),
     "Volume.getSize": Verb(getSize, lane=DOMAIN),
     "Volume.measure": Verb(measure, lane=DOMAIN),
-    "Volume.measure": Verb(measure, lane=DOMAIN),
     "Volume.refresh": Verb(refresh, lane=DOMAIN),
     "Volume.setDescription": Verb(setDescription, lane=DOMAIN),
     "Volume.setLegality": Verb(setLegality, lane=DOMAIN),
     "Volume.teardown": Verb(teardown, lane=DOMAIN),
-    "Volume.verify_untrusted": Verb(verify_untrusted, lane=DOMAIN),
     "Volume.verify_untrusted": Verb(verify_untrusted, lane=DOMAIN),
 }

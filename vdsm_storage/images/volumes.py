@@ -20,18 +20,16 @@ from vdsm_storage.errors import (
     VolumeMetadataReadError,
 )
 from vdsm_storage.host.qemu_img import Image, QemuImg
-from vdsm_storage.images import copy_volume, create, delete, extend, layers, measure
+from vdsm_storage.images import copy_volume, create, delete, extend, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.copy_volume import CopyVolume, CopyVolumeRequest
 from vdsm_storage.images.create import CreateVolume, NewVolumeRequest
 from vdsm_storage.images.delete import DeleteImage, DeleteVolumes
 from vdsm_storage.images.extend import ExtendVolume
-from vdsm_storage.images.guard import VolumeRef
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.move_image import MoveImage
 from vdsm_storage.images.store import Store
-from vdsm_storage.images.verify import Verifier
-from vdsm_storage.images.workshop import Workshop, domain_lock, image_lock
+from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Request, Runner
 from vdsm_storage.leases.model import LeaseSpec, LeaseState
@@ -65,7 +63,6 @@ class Volumes:
         self._leases = leases
         self._runner = runner
         self.shop = Workshop(find_store, qemu, locks, config.storage.lock_timeout)
-        self._verifier = Verifier(qemu, locks, config.storage.lock_timeout)
 
     def kinds(self) -> list[Kind]:
         operations = (
@@ -230,27 +227,6 @@ class Volumes:
                 for b in info.bitmaps
             ]
         return answer
-
-    def measure(
-        self,
-        ref: VolumeRef,
-        target_format: str,
-        base: str | None = None,
-        *,
-        with_backing: bool = True,
-    ) -> dict[str, int]:
-        """{required}: bytes of a copy.  Raises what measure.measure does."""
-        store = self._find_store(ref.domain)
-        shared = [domain_lock(ref.domain), image_lock(ref.domain, ref.image, exclusive=False)]
-        with self.shop.locks.held(shared, self.shop.lock_timeout):
-            required = measure.measure(
-                self.shop.qemu, store, ref, target_format, base, with_backing=with_backing
-            )
-        return {"required": required}
-
-    def verify_untrusted(self, ref: VolumeRef) -> None:
-        """Raises ImageVerificationError (484) for an upload that must not be used; 201, 207."""
-        self._verifier.verify(self._find_store(ref.domain), ref)
 
     def _published(self, domain: str, image: str, volume: str) -> Store:
         store = self._find_store(domain)
