@@ -14,6 +14,7 @@ from vdsm_storage.images.chain import Member
 from vdsm_storage.images.prepare import Preparing, RunLinks
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.volumes import Volumes
+from vdsm_storage.images.workshop import domain_lock, image_lock
 from vdsm_storage.jobs.runner import Request
 
 log = logging.getLogger("images")
@@ -76,14 +77,17 @@ class Images:
         that is ILLEGAL: a live merge marks it so before the guest goes on with the volume below.
         Raises 201, 262, 654.
         """
-        with self._shop.changing(domain, image) as store:
+        store = self._shop.find_store(domain)
+        held = [domain_lock(domain), image_lock(domain, image)]
+        with self._shop.locks.held(held, self._shop.lock_timeout):
             actual = self._actual_chain(store, image, leaf)
             if len(actual) > 1 and not store.load(image, leaf).is_legal:
                 actual.pop()
             recorded = [member.volume for member in chain.walk(store, image, actual[-1])]
             if actual != recorded:
                 log.warning("Image %s: metadata says %s, qemu %s", image, recorded, actual)
-                self._rewrite(store, image, actual)
+                with store.lock.held(self._shop.lock_timeout):
+                    self._rewrite(store, image, actual)
         return actual
 
     def _actual_chain(self, store: Store, image: str, leaf: str) -> list[str]:

@@ -11,7 +11,12 @@ import contextlib
 import os
 
 from vdsm_storage.base.uuids import is_uuid
-from vdsm_storage.errors import ImageIsNotLegalChain, PrepareIllegalVolume, VolumeDoesNotExist
+from vdsm_storage.errors import (
+    AgentError,
+    ImageIsNotLegalChain,
+    PrepareIllegalVolume,
+    VolumeDoesNotExist,
+)
 from vdsm_storage.images import chain
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
@@ -91,7 +96,8 @@ class Preparing:
         self._links.unlink(domain, image)
         volumes = store.volumes(image)
         if volume is not None and volume in volumes:
-            volumes = [member.volume for member in chain.walk(store, image, volume)]
+            with contextlib.suppress(AgentError):  # a chain that is damaged: all of the image
+                volumes = [member.volume for member in chain.walk(store, image, volume)]
         store.deactivate(image, volumes)
 
 
