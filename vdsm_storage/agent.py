@@ -34,7 +34,7 @@ from vdsm_storage.jobs.journal import JOB, Entry, Journal
 from vdsm_storage.jobs.operation import CrashPoints
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.jobs.tasks import Tasks
-from vdsm_storage.leases.external import ExternalLeases
+from vdsm_storage.leases.external import ExternalLeases, Hosting
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspaces
 from vdsm_storage.monitor.health import Health
@@ -96,9 +96,8 @@ class Agent:
         )
         volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
-        leases = ExternalLeases(
-            self._leases, registry.get, locks, clock, timeout, lambda: facts.hardware()["systemUUID"]
-        )
+        hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
+        leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
         for part in (storage, volumes, data, leases, self._streams):
             runner.add_kinds(part.kinds())

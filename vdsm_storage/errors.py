@@ -140,6 +140,11 @@ class JobExists(AgentError):
     template = "Job {job} exists already; give each job an id of its own"
 
 
+class JobNotDone(AgentError):
+    code = 68
+    template = "Job {job} is {status}; abort it or wait before it is deleted"
+
+
 class JobNotActive(AgentError):
     code = 84
     template = "Job {job} is {status} and cannot be aborted"

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 class Verb:
     """`function(ctx, **params)` answers the verb.
 
-    `lane` names the parameter whose value picks the lane (a storage domain or pool UUID), or is a
-    fixed lane name starting with `:` (`:host` for work that touches no domain).  None means that
-    the function never blocks and is answered on the event loop at once.
+    `lane` names the parameter whose value picks the lane: a storage domain or pool UUID; `a.b` is
+    the key b of the map a.  Or it is a fixed lane name starting with `:` (`:host` for work that
+    touches no domain).  None means that the function never blocks and is answered on the event
+    loop at once.
     """
 
     function: Callable[..., object]
@@ -29,4 +30,6 @@ class Verb:
         assert self.lane is not None
         if self.lane.startswith(":"):
             return self.lane
-        return str(params[self.lane])
+        name, _, key = self.lane.partition(".")
+        value = params[name]
+        return str(value[key] if isinstance(value, Mapping) else value)

@@ -26,11 +26,12 @@ from vdsm_storage.errors import (
     LeasesUnsupported,
     NoSuchLease,
 )
-from vdsm_storage.jobs.journal import Journal
+from vdsm_storage.jobs.journal import TASK, Journal
 from vdsm_storage.jobs.operation import CrashPoints
 from vdsm_storage.jobs.runner import Request, Runner
+from vdsm_storage.jobs.tasks import Tasks
 from vdsm_storage.leases import external as ext
-from vdsm_storage.leases.external import ExternalLeases, LeaseRef
+from vdsm_storage.leases.external import ExternalLeases, Hosting, LeaseRef
 from vdsm_storage.leases.index import INDEX_SIZE
 from vdsm_storage.leases.local_lock import FileLock
 from vdsm_storage.leases.model import Geometry
@@ -59,10 +60,17 @@ class World:
         given = {"sd_id": self.domain.id, "lease_id": lease, **params}
         self.runner.run(Request(kind, given, [self.domain.id], "lease"))
 
-    def create(self, **params: Any) -> LeaseRef:
+    def create(self, metadata: Any = None) -> LeaseRef:
         ref = LeaseRef(self.domain.id, new_uuid())
-        self.run(ext.CREATE, ref.lease_id, **params)
+        task = self.external.start_create(ref, metadata)
+        assert self.wait(task) == "success"
         return ref
+
+    def wait(self, task: str) -> str:
+        running = self.runner.get(task, TASK)
+        assert running is not None
+        assert running.done.wait(20)
+        return running.entry.outcome
 
 
 @pytest.fixture
@@ -75,12 +83,13 @@ def world(joined: Any, tmp_path: Path) -> Iterator[World]:
         sd_id, str(tmp_path / "xleases"), FileLock(sd_id, str(tmp_path / "lock"), clock)
     )
     joined.leases.format_xleases(domain.xleases_path, sd_id, Geometry())
-    external = ExternalLeases(
-        joined.leases, lambda _: domain, Locks(clock), clock, 1.0, lambda: HARDWARE
-    )
     lanes = Lanes(clock)
     journal = Journal(str(tmp_path / "journal"))
     runner = Runner(journal, lanes, clock, CrashPoints(), lambda entry, fraction: None)
+    hosting = Hosting(runner.start_task, lambda: HARDWARE)
+    external = ExternalLeases(
+        joined.leases, lambda _: domain, Locks(clock), clock, 1.0, hosting
+    )
     runner.add_kinds(external.kinds())
     yield World(domain, external, runner, joined.leases)
     lanes.close()
@@ -201,3 +210,24 @@ def test_a_domain_without_external_leases(world: World) -> None:
     world.domain.xleases_path = None
     with pytest.raises(LeasesUnsupported):
         world.external.check_domain(world.domain.id)
+
+
+def test_tasks_tell_engines_what_they_are(world: World) -> None:
+    ref = world.create()
+    assert world.wait(world.external.start_delete(ref)) == "success"
+    assert world.wait(world.external.start_rebuild(ref.sd_id)) == "success"
+    verbs = [info["verb"] for info in Tasks(world.runner).infos().values()]
+    assert verbs == ["addLease", "removeLease", "rebuildLeases"]
+    with pytest.raises(NoSuchLease):
+        world.external.start_delete(ref)
+
+
+def test_create_reverted(world: World) -> None:
+    ref = LeaseRef(world.domain.id, new_uuid())
+    task = world.external.start_create(ref, None)
+    world.wait(task)
+    Tasks(world.runner).revert(task)
+    with pytest.raises(NoSuchLease):
+        world.external.info(ref)
+    assert Tasks(world.runner).status(task)["taskResult"] == "cleanSuccess"
+    assert world.external.info(world.create())["offset"] == 3 * MIB

@@ -3,6 +3,7 @@
 
 A task or job whose process died is recovered when the domains that it needs are there again
 (`recover_domains`).  Until then it is shown as running, because nobody knows yet how it ends.
+What failed and could not be taken back (its storage was gone) is tried again in the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vdsm_storage.base.clock import Clock
+from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import ActionStopped, AgentError, JobExists, TaskAborted
@@ -24,7 +25,10 @@ from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation
 log = logging.getLogger("jobs")
 
 RUN_TIMEOUT = 7 * 24 * 3600.0  # seconds that a queued task may wait for its lane
-EVERY_DOMAIN = "*"  # recover whatever needs no particular domain
+SUCCESS = "success"
+CLEAN_SUCCESS = "cleanSuccess"  # failed, and taken back
+CLEAN_FAILURE = "cleanFailure"  # failed, and something is left of it
+REVERTING = "reverting"  # fact of an entry whose operation is being reverted
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Running:
 
     entry: Entry
     operation: Operation
-    interrupted: bool = False
+    interrupted: bool = False  # waits for its domains in order to be recovered
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -91,7 +95,8 @@ class Runner:
         try:
             return self._execute(running)
         finally:
-            self.forget(running.entry.id)
+            if not running.interrupted:
+                self.forget(running.entry.id)
 
     def start_task(self, request: Request) -> str:
         """Start a task in its lane; returns its id at once."""
@@ -154,7 +159,7 @@ class Runner:
         except Exception as error:
             self._failed(running, error)
             raise
-        self._finish(running, "success", result)
+        self._finish(running, SUCCESS, result)
         return result
 
     def _failed(self, running: Running, error: Exception) -> None:
@@ -162,6 +167,7 @@ class Runner:
         entry = running.entry
         if isinstance(error, ActionStopped):
             entry.aborted = True
+            log.info("%s %s was stopped", entry.verb, entry.id)
             if entry.family == j.TASK:
                 error = TaskAborted(task=entry.id)
         else:
@@ -169,26 +175,35 @@ class Runner:
         code = error.code if isinstance(error, AgentError) else 100
         entry.error = {"code": code, "message": str(error)}
         self._change(running, j.CLEANING)
-        outcome = "cleanSuccess"
         try:
             self._kinds[entry.kind].recover(running.operation)
         except Exception:
-            log.exception("%s %s could not be taken back", entry.verb, entry.id)
-            outcome = "cleanFailure"
-        self._finish(running, outcome, None)
+            log.exception(
+                "%s %s could not be taken back; tried again when its storage works",
+                entry.verb,
+                entry.id,
+            )
+            running.interrupted = True
+            self._finish(running, CLEAN_FAILURE, None)
+        else:
+            self._finish(running, CLEAN_SUCCESS, None)
 
     def _finish(self, running: Running, outcome: str, result: Any) -> None:
         entry = running.entry
         entry.outcome = outcome
         entry.result = result
         entry.ended = self._clock.time()
-        self._change(running, j.FINISHED, durable=entry.family != j.CALL)
+        self._change(running, j.FINISHED, durable=entry.family != j.CALL or running.interrupted)
         running.done.set()
 
     def _change(self, running: Running, state: str, durable: bool = True) -> None:
         running.entry.state = state
         if durable:
-            self._journal.save(running.entry)
+            try:
+                self._journal.save(running.entry)
+            except OSError as error:
+                # Its intent stands: a restart looks at the storage and comes to the same end.
+                log.error("%s %s is %s: %s", running.entry.verb, running.entry.id, state, error)
         if running.entry.family != j.CALL:
             self._on_change(running.entry, running.operation.fraction)
 
@@ -202,9 +217,11 @@ class Runner:
                 log.error("Entry %s is of the unknown kind %s: left alone", entry.id, entry.kind)
                 continue
             running = Running(entry, Operation(kind, entry, self._journal, self._crash))
-            running.interrupted = entry.state != j.FINISHED
-            if not running.interrupted:
+            running.interrupted = entry.state != j.FINISHED or entry.outcome == CLEAN_FAILURE
+            if entry.state == j.FINISHED:
                 running.done.set()
+            elif entry.state == j.INIT:
+                entry.state = j.RUNNING
             with self._lock:
                 self._running[entry.id] = running
 
@@ -229,21 +246,28 @@ class Runner:
             running.interrupted = False
         log.info("Recovering %s %s (%s)", entry.verb, entry.id, entry.kind)
         try:
-            completed = self._kinds[entry.kind].recover(running.operation)
-        except Exception as error:  # the root of one entry's recovery
+            completed = self._recover_kind(running)
+        except Exception:
             log.exception("Recovery of %s %s failed; it is tried again", entry.verb, entry.id)
-            entry.facts["recovery_error"] = str(error)
             running.interrupted = True
             return
         if entry.family == j.CALL:
             self.forget(entry.id)
         elif completed:
-            self._finish(running, "success", entry.facts.get("result"))
+            entry.error = None
+            self._finish(running, SUCCESS, entry.facts.get("result"))
         else:
             if entry.error is None:
                 message = f"{entry.verb} was interrupted by a restart of the agent and taken back"
                 entry.error = {"code": 411 if entry.aborted else 100, "message": message}
-            self._finish(running, "cleanSuccess", None)
+            self._finish(running, CLEAN_SUCCESS, None)
+
+    def _recover_kind(self, running: Running) -> bool:
+        kind = self._kinds[running.entry.kind]
+        if running.entry.facts.get(REVERTING) and kind.revert is not None:
+            kind.revert(running.operation)
+            return False
+        return kind.recover(running.operation)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -265,24 +289,47 @@ class Runner:
             running.operation.cancel.request()
 
     def stop_all(self, timeout: float) -> None:
-        """The agent stops: ask everything to stop, and wait `timeout` seconds at most.  What has
-        not ended then is recovered at the next start."""
+        """Ask everything to stop and wait `timeout` seconds in all; what goes on, or has not
+        begun, is recovered after the next start."""
         with self._lock:
-            unfinished = [r for r in self._running.values() if not r.done.is_set()]
-        active = [running for running in unfinished if not running.interrupted]
-        for running in active:
-            self.stop(running)
-        deadline = self._clock.monotonic() + timeout
-        for running in active:
-            self._clock.wait(running.done, deadline - self._clock.monotonic())
+            running = [r for r in self._running.values() if not r.done.is_set()]
+        active = [r for r in running if not r.interrupted and r.entry.state != j.INIT]
+        for each in active:
+            self.stop(each)
+        deadline = Deadline(self._clock, timeout)
+        for each in active:
+            if not each.done.wait(deadline.left()):
+                log.warning("%s %s goes on at the end", each.entry.verb, each.entry.id)
+
+    def can_revert(self, running: Running) -> bool:
+        return self._kinds[running.entry.kind].revert is not None
 
     def revert(self, running: Running) -> None:
-        """Take a finished operation back, in this thread.  The caller checked that it can be."""
+        """Take a finished operation back, in this thread.  The caller checked that it can be.
+
+        A crash meanwhile is recovered by doing it again.
+        """
         revert = self._kinds[running.entry.kind].revert
-        assert revert is not None
-        revert(running.operation)
-        running.entry.outcome = "cleanSuccess"
+        if revert is None:
+            raise ValueError(f"{running.entry.kind} cannot be reverted")
+        entry = running.entry
+        entry.facts[REVERTING] = True
+        entry.state = j.CLEANING
+        self._journal.save(entry)
+        try:
+            revert(running.operation)
+        except BaseException:
+            del entry.facts[REVERTING]
+            self._change(running, j.FINISHED)
+            raise
+        entry.error = {"code": 411, "message": f"{entry.verb} was taken back by Task.revert"}
+        entry.outcome = CLEAN_SUCCESS
         self._change(running, j.FINISHED)
+
+    def demote(self, running: Running) -> None:
+        """Show it no more, and still take it back when its storage works."""
+        running.entry.family = j.CALL
+        self._journal.save(running.entry)
 
     def forget(self, entry_id: str) -> None:
         """Drop an entry from memory and disk."""

@@ -20,6 +20,7 @@ from vdsm_storage.errors import (
     SanlockLVBError,
 )
 from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.runner import Request
 from vdsm_storage.leases import index as ix
 from vdsm_storage.leases import job_metadata as jm
 from vdsm_storage.leases.job_metadata import JobMetadata
@@ -59,8 +60,16 @@ class LeaseRef:
         return {"sd_id": self.sd_id, "lease_id": self.lease_id}
 
 
+@dataclass(frozen=True)
+class Hosting:
+    """What the host gives: how a task is started, and the UUID of the hardware."""
+
+    start_task: Callable[[Request], str]
+    hardware_id: Callable[[], str]
+
+
 class ExternalLeases:
-    """`find` gives a domain by UUID (358 if there is none); `hardware_id` is this host's UUID.
+    """`find` gives a domain by UUID (358 if there is none).
 
     `lock_timeout`: seconds to wait for the domain's lock and for a lease that is to be deleted.
     """
@@ -72,18 +81,25 @@ class ExternalLeases:
         locks: Locks,
         clock: Clock,
         lock_timeout: float,
-        hardware_id: Callable[[], str],
+        hosting: Hosting,
     ) -> None:
         self._leases = leases
         self._find = find
         self._locks = locks
         self._clock = clock
         self._timeout = lock_timeout
-        self._hardware_id = hardware_id
+        self._start_task = hosting.start_task
+        self._hardware_id = hosting.hardware_id
 
     def kinds(self) -> list[Kind]:
         return [
-            Kind(CREATE, ("chosen", "written", "indexed"), self._create, self._recover_create),
+            Kind(
+                CREATE,
+                ("chosen", "written", "indexed"),
+                self._create,
+                self._recover_create,
+                self._revert_create,
+            ),
             Kind(DELETE, ("found", "unindexed", "cleared"), self._delete, self._recover_delete),
             Kind(REBUILD, ("scanned", "rebuilt"), self._rebuild, self._recover_rebuild),
         ]
@@ -129,6 +145,38 @@ class ExternalLeases:
         if metadata is not None:
             found["metadata"] = metadata.as_dict()
         return found
+
+    def info(self, ref: LeaseRef) -> dict[str, Any]:
+        """sd_id, lease_id, path, offset, as Lease.info answers.  Raises 936."""
+        spec = self.spec(ref)
+        return {**ref.params(), "path": spec.path, "offset": spec.offset}
+
+    # -- starting tasks ----------------------------------------------------------------------
+
+    def start_create(self, ref: LeaseRef, metadata: Mapping[str, Any] | None) -> str:
+        """Returns the task.  Raises 350, 654."""
+        params = ref.params()
+        if metadata:
+            given = jm.from_request(metadata, self._now(), self._hardware_id())
+            params["metadata"] = given.as_dict()
+        return self._start(ref.sd_id, Request(CREATE, params, [ref.sd_id], "addLease", ref.sd_id))
+
+    def start_delete(self, ref: LeaseRef) -> str:
+        """Returns the task.  Raises 350, 654, 936."""
+        self.spec(ref)
+        request = Request(DELETE, ref.params(), [ref.sd_id], "removeLease", ref.sd_id)
+        return self._start(ref.sd_id, request)
+
+    def start_rebuild(self, sd_id: str) -> str:
+        """Returns the task.  Raises 350, 654."""
+        return self._start(
+            sd_id, Request(REBUILD, {"sd_id": sd_id}, [sd_id], "rebuildLeases", sd_id)
+        )
+
+    def _start(self, sd_id: str, request: Request) -> str:
+        """The lock is held meanwhile: a caller learns at once that another host has it (654)."""
+        with self.check_domain(sd_id).lock.held(self._timeout):
+            return self._start_task(request)
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -199,7 +247,7 @@ class ExternalLeases:
             spec = slots.spec(number, ref.lease_id)
             self._leases.write(spec)
             if op.params.get("metadata"):
-                metadata = jm.from_request(op.params["metadata"], self._now(), self._hardware_id())
+                metadata = jm.from_request(op.params["metadata"], self._now(), "")
                 with self._leases.held(spec, self._timeout, lvb=True):
                     self._leases.set_data(spec, metadata.encode())
             op.step("written")
@@ -218,6 +266,14 @@ class ExternalLeases:
             self._clear_if_free(slots, number)
             return False
 
+    def _revert_create(self, op: Operation) -> None:
+        ref = _ref(op)
+        with self._guard(ref.sd_id) as slots:
+            record = slots.load().find(ref.lease_id)
+            if record is not None and record.number == op.facts["number"]:
+                self._unindex(slots, record)
+            self._clear_if_free(slots, op.facts["number"])
+
     def _delete(self, op: Operation) -> None:
         ref = _ref(op)
         with self._guard(ref.sd_id) as slots:
@@ -226,15 +282,18 @@ class ExternalLeases:
                 raise NoSuchLease(lease=ref.lease_id, domain=ref.sd_id)
             op.record(number=record.number)
             op.step("found")
-            spec = slots.spec(record.number, ref.lease_id)
-            if record.updating:
-                slots.set(record.number, "")
-            else:
-                with self._leases.held(spec, self._timeout):  # nobody else has it
-                    slots.set(record.number, "")
+            self._unindex(slots, record)
             op.step("unindexed", abortable=False)
-            self._leases.clear(spec)
+            self._leases.clear(slots.spec(record.number, ref.lease_id))
             op.step("cleared", abortable=False)
+
+    def _unindex(self, slots: Slots, record: ix.Record) -> None:
+        """Take a lease out of the index while nobody else has it.  Raises 651."""
+        if record.updating:
+            slots.set(record.number, "")
+            return
+        with self._leases.held(slots.spec(record.number, record.lease), self._timeout):
+            slots.set(record.number, "")
 
     def _recover_delete(self, op: Operation) -> bool:
         number = op.facts.get("number")
