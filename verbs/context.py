@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from vdsm_storage.images.data import Data
     from vdsm_storage.images.images import Images
     from vdsm_storage.images.volumes import Volumes
+    from vdsm_storage.jobs.hostjobs import Jobs
+    from vdsm_storage.jobs.tasks import Tasks
+    from vdsm_storage.leases.external import ExternalLeases
     from vdsm_storage.monitor.health import Health
 
 
@@ -29,6 +32,9 @@ class Services:
     volumes: Volumes
     data: Data
     images: Images
+    leases: ExternalLeases
+    tasks: Tasks
+    jobs: Jobs
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,26 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from vdsm_storage.verbs import host, image, sdm, storage_domain, storage_pool, volume
+from vdsm_storage.verbs import (
+    host,
+    image,
+    lease,
+    sdm,
+    storage_domain,
+    storage_pool,
+    task,
+    volume,
+)
 from vdsm_storage.verbs.table import Verb
 
 VERBS: Final[Mapping[str, Verb]] = {
     **host.VERBS,
     **image.VERBS,
+    **lease.VERBS,
     **sdm.VERBS,
     **storage_domain.VERBS,
     **storage_pool.VERBS,
-    **storage_domain.VERBS,
-    **storage_pool.VERBS,
+    **task.VERBS,
     **volume.VERBS,
 }
 

@@ -6,6 +6,7 @@ and host ids go on meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import logging
 import os
@@ -92,8 +93,10 @@ class SanlockDaemon:
         self._reap()
 
     def _reap(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            self._process = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(POLL)
+                self._process = None
 
     def _launch(self) -> None:
         user = pwd.getpwuid(os.geteuid()).pw_name
