@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import orjson
@@ -22,12 +22,14 @@ from vdsm_storage.rpc import frames
 log = logging.getLogger("rpc.broker")
 
 EVENTS = "jms.queue.events"
+MAX_LINEAGES = 100  # destinations that are remembered taken apart
 
 
 class Peer(Protocol):
     """A connection as the broker sees it."""
 
-    def send(self, data: bytes) -> None:
+    @property
+    def send(self) -> Callable[[bytes], None]:
         """Send, bounded: a peer that does not read is disconnected."""
 
 
@@ -49,7 +51,7 @@ class Subscription:
 
     def deliver(self, body: bytes) -> None:
         """Send a JSON body of the agent's own."""
-        self.peer.send(frames.with_body(self._head, body))
+        self.peer.send(b"%bcontent-length:%d\n\n%b\0" % (self._head, len(body), body))
 
     def forward(self, frame: frames.Frame) -> None:
         """Pass another client's SEND on."""
@@ -62,6 +64,7 @@ class Broker:
 
     def __init__(self) -> None:
         self._subscriptions: dict[str, list[Subscription]] = {}
+        self._lineages: dict[str, tuple[str, ...]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
 
@@ -91,8 +94,15 @@ class Broker:
         """Pass a SEND on to who listens to `destination` or to one of its dot-separated parents.
         False if nobody does."""
         found = False
-        for name in _lineage(destination):
-            for subscription in tuple(self._subscriptions.get(name, ())):
+        lineage = self._lineages.get(destination)
+        if lineage is None:
+            lineage = tuple(_lineage(destination))
+            if len(self._lineages) < MAX_LINEAGES:
+                self._lineages[destination] = lineage
+        for name in lineage:
+            if name not in self._subscriptions:
+                continue
+            for subscription in tuple(self._subscriptions[name]):
                 subscription.forward(frame)
                 found = True
         return found
@@ -102,7 +112,10 @@ class Broker:
         listening = self._subscriptions.get(destination)
         if not listening:
             return False
-        for subscription in tuple(listening) if len(listening) > 1 else (listening[0],):
+        if len(listening) == 1:
+            listening[0].deliver(body)
+            return True
+        for subscription in tuple(listening):
             subscription.deliver(body)
         return True
 

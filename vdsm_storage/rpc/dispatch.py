@@ -8,19 +8,20 @@ next request does not wait for them.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextvars
-import inspect
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from jsonrpcserver.result import Error, Success
 
 from vdsm_storage import errors
-from vdsm_storage.base.logs import FLOW
+from vdsm_storage.base import logs
 from vdsm_storage.errors import AgentError
 from vdsm_storage.rpc import jsonrpc
 from vdsm_storage.rpc.fair import FairQueues, Lanes, Work
@@ -29,6 +30,7 @@ from vdsm_storage.verbs.table import Verb
 log = logging.getLogger("rpc.dispatch")
 
 QUIET = frozenset(("Host.ping", "Host.ping2"))  # asked every few seconds; logged at debug level
+TRUE: Final = Success(True)  # what most short verbs answer
 MAX_BYTES = 32 * 1024 * 1024  # of one client's outstanding requests; then no more is read
 MAX_ORPHANS = 10_000  # outstanding requests of clients that are gone
 
@@ -75,14 +77,12 @@ class Client:
         self.bytes = 0
         self.closed = False
         self.on_room: Callable[[], None] = _nothing
+        self.handle = functools.partial(dispatcher.handle, self)
         self._dispatcher = dispatcher
 
     @property
     def full(self) -> bool:
         return self.bytes > MAX_BYTES
-
-    def handle(self, body: bytes, flow_id: str, reply: Callable[[bytes], None]) -> bool:
-        return self._dispatcher.handle(self, body, flow_id, reply)
 
     def close(self) -> None:
         if not self.closed:
@@ -126,6 +126,7 @@ class Dispatcher:
         self.ready = ready or _always
         self._fair = FairQueues(lanes, settings.width)
         self._flows = 0
+        self._flushing = False
         self._orphans: collections.deque[Client] = collections.deque()
         self._warned: set[tuple[str, str]] = set()
         self._methods = _Methods(self, verbs)
@@ -146,11 +147,11 @@ class Dispatcher:
             self._flows += 1
             flow_id = f"{self._flows:08x}"
         call = _Call(client, flow_id, body)
-        token = FLOW.set(flow_id)
+        token = logs.FLOW.set(flow_id)
         try:
             out = jsonrpc.dispatch(body, self._methods, call)
         finally:
-            FLOW.reset(token)
+            logs.FLOW.reset(token)
         if out is None:
             return False
         if type(out) is dict:
@@ -177,18 +178,29 @@ class Dispatcher:
     def submit(self, key: str, client: Client, work: Work) -> None:
         self._fair.submit(key, client, work)
 
-    def warn(self, method: str, warning: str) -> None:
+    def warn(self, method: str, warnings: Iterable[str]) -> None:
         """Engines repeat themselves: each warning is logged once."""
-        if (method, warning) not in self._warned and len(self._warned) < 1000:
-            self._warned.add((method, warning))
-            log.warning("%s: %s (logged once)", method, warning)
+        for warning in warnings:
+            if (method, warning) not in self._warned and len(self._warned) < 1000:
+                self._warned.add((method, warning))
+                log.warning("%s: %s (logged once)", method, warning)
+
+    def flush_soon(self) -> None:
+        """Have the log written at the end of this turn of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        logs.flush()
 
     def dumps(self, reply: dict[str, object]) -> bytes:
         try:
             return jsonrpc.dumps(reply)
         except (TypeError, ValueError) as error:
             log.error("A reply cannot be written as JSON: %s", error)
-            failed = errors.InternalError(reason="the reply is not JSON", flow_id=FLOW.get())
+            failed = errors.InternalError(reason="the reply is not JSON", flow_id=logs.FLOW.get())
             return jsonrpc.dumps(jsonrpc.error_reply(failed.code, failed.message, reply.get("id")))
 
     def _batch(self, parts: list[object], reply: Callable[[bytes], None]) -> None:
@@ -220,20 +232,27 @@ class Dispatcher:
 class _Method:
     """A verb as jsonrpcserver calls it."""
 
-    # Any parameters: the schema checks them.  Given, so that it is not worked out at every call.
-    __signature__ = inspect.signature(lambda call, /, *args, **params: None)
-
     def __init__(self, dispatcher: Dispatcher, name: str, verb: Verb) -> None:
         self._dispatcher = dispatcher
         self._name = name
         self._verb = verb
+        self._strict = dispatcher.settings.strict
+        self._check_replies = dispatcher.settings.check_replies
         self._level = logging.DEBUG if name in QUIET else logging.INFO
 
     def __call__(self, call: _Call, /, *args: Any, **params: Any) -> Any:
         start = time.monotonic()
         dispatcher, verb = self._dispatcher, self._verb
         try:
-            values = self._check(call, list(args) if args else params)
+            if not dispatcher.ready():
+                raise errors.RecoveryInProgress()
+            given = list(args) if args else params
+            checked = dispatcher.checker.check_params(self._name, given, self._strict)
+            values = checked.values
+            if checked.warnings:
+                dispatcher.warn(self._name, checked.warnings)
+            if call.secret:
+                values = jsonrpc.wrap_passwords(values)
             if verb.lane is not None:
                 return Success(self._submit(call, values, verb.lane_key(values), start))
             context = dispatcher.make_context(call.flow_id, call.client.name)
@@ -244,21 +263,12 @@ class _Method:
             return Error(code, message)
         if log.isEnabledFor(self._level):
             self._log(call, start, 0, "")
-        return Success(result)
-
-    def _check(self, call: _Call, params: Any) -> Mapping[str, Any]:
-        dispatcher = self._dispatcher
-        if not dispatcher.ready():
-            raise errors.RecoveryInProgress()
-        checked = dispatcher.checker.check_params(self._name, params, dispatcher.settings.strict)
-        for warning in checked.warnings:
-            dispatcher.warn(self._name, warning)
-        return jsonrpc.wrap_passwords(checked.values) if call.secret else checked.values
+        return TRUE if result is True else Success(result)
 
     def _result(self, value: object) -> object:
         """What goes on the wire: a verb that returns nothing answers true."""
         result = True if value is None else value
-        if self._dispatcher.settings.check_replies:
+        if self._check_replies:
             self._dispatcher.checker.check_reply(self._name, result)
         return result
 
@@ -299,7 +309,7 @@ class _Method:
         result: object,
         error: BaseException | None,
     ) -> None:
-        token = FLOW.set(call.flow_id)
+        token = logs.FLOW.set(call.flow_id)
         try:
             if error is None:
                 pending.value = result
@@ -312,7 +322,7 @@ class _Method:
             if pending.on_done is not None:
                 pending.on_done()
         finally:
-            FLOW.reset(token)
+            logs.FLOW.reset(token)
 
     def failure(self, error: BaseException, flow_id: str) -> tuple[int, str]:
         if isinstance(error, AgentError):
@@ -323,10 +333,10 @@ class _Method:
 
     def _log(self, call: _Call, start: float, code: int, message: str) -> None:
         ms = (time.monotonic() - start) * 1000
-        if code:
-            log.info("%s %s -> %d %s (%.1f ms)", call.client.name, self._name, code, message, ms)
-        else:
-            log.log(self._level, "%s %s -> 0 (%.1f ms)", call.client.name, self._name, ms)
+        end = f"{code} {message}" if code else "0"
+        level = logging.INFO if code else self._level
+        if logs.line(log, level, f"{call.client.name} {self._name} -> {end} ({ms:.1f} ms)"):
+            self._dispatcher.flush_soon()
 
 
 class _Methods(dict[str, Callable[..., object]]):

@@ -119,6 +119,8 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Frame | HeartBeat]:
         """What `data` completes, in order.  Raises FrameError."""
+        if not self._buffer and self._frame is None and (frame := self._whole(data)) is not None:
+            return [frame]
         if self._buffer:
             self._buffer += data
             if self._more_body(data):
@@ -130,6 +132,21 @@ class Decoder:
         if at < len(data):
             self._buffer += data[at:] if at else data
         return out
+
+    def _whole(self, data: bytes) -> Frame | None:
+        """The usual case, quickly: `data` is one whole frame, its length given; else None."""
+        end = data.find(b"\n\n", 0, self._max_head)
+        if end < 0 or data[0] == 0x0A or data[-1]:
+            return None
+        raw = data[:end]
+        if b"\r" in raw:
+            return None
+        frame = self._head(raw)
+        length, self._length = self._length, None
+        if length is None or end + 3 + length != len(data):
+            return None
+        frame.body = data[end + 2 : -1]
+        return frame
 
     def _more_body(self, data: bytes) -> bool:
         """True if `data` is but another piece of a large body: nothing to look at yet."""
@@ -206,26 +223,22 @@ class Decoder:
             text = raw.decode()
         except UnicodeDecodeError as error:
             raise FrameError("headers are not UTF-8") from error
-        if "\0" in text:
-            raise FrameError("a NUL among the headers")
-        command, *lines = text.split("\n")
         if "\r" in text:
-            command = command.removesuffix("\r")
-            lines = [line.removesuffix("\r") for line in lines]
+            text = text.replace("\r\n", "\n").removesuffix("\r")
+        command, *lines = text.split("\n")
         if command not in COMMANDS:
             raise FrameError(f"unknown command {command[:20]!r}")
         if len(lines) > self._max_headers:
             raise FrameError(f"more than {self._max_headers} headers")
-        headers: dict[str, str] = {}
-        escaped = "\\" in text
-        for line in lines:
-            key, colon, value = line.partition(":")
-            if not colon:
-                raise FrameError(f"a header without a colon: {line[:40]!r}")
-            if escaped:
-                key, value = unescape(key), unescape(value)
-            if key not in headers:
-                headers[key] = value
+        lines.reverse()  # so that the first of repeated keys is the last to be put in
+        try:
+            headers: dict[str, str] = dict([line.split(":", 1) for line in lines])
+        except ValueError as error:
+            raise FrameError("a header without a colon") from error
+        if "\\" in text:
+            headers = {unescape(key): unescape(value) for key, value in headers.items()}
+        if "\0" in text:
+            raise FrameError("a NUL among the headers")
         self._length = self._body_length(headers)
         return Frame(command, headers)
 
@@ -235,9 +248,10 @@ class Decoder:
             return None
         if not (text.isascii() and text.isdigit() and len(text) <= 12):
             raise FrameError(f"content-length {text[:20]!r} is not a number")
-        if int(text) > self._max_frame:
-            raise FrameError(f"a body of {int(text)} bytes; at most {self._max_frame} are allowed")
-        return int(text)
+        length = int(text)
+        if length > self._max_frame:
+            raise FrameError(f"a body of {length} bytes; at most {self._max_frame} are allowed")
+        return length
 
     def _take_body(self, data: bytes, at: int) -> int:
         """Where the next frame starts, or -1 when the body is not complete."""

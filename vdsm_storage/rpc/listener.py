@@ -15,7 +15,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vdsm_storage.config import Config
 from vdsm_storage.rpc import frames, tls
@@ -57,9 +57,11 @@ class Parts:
     broker: Broker
     dispatcher: Dispatcher
     services: Services
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(65536)))
 
     def limits(self, on_lost: Callable[[], None]) -> Limits:
-        return Limits(self.config.rpc.max_frame, self.config.rpc.max_output, on_lost=on_lost)
+        rpc = self.config.rpc
+        return Limits(rpc.max_frame, rpc.max_output, on_lost=on_lost, buffer=self.buffer)
 
     def queues(self) -> list[str]:
         names = self.config.addresses.request_queues.split(",")
@@ -199,7 +201,7 @@ class Listener:
         log.debug("%s: speaks %s", newcomer.name, kind)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        protocol.data_received(first)
+        protocol.take(first)
 
     def admits(self, newcomer: Newcomer) -> bool:
         """The optional check of a client certificate's names."""

@@ -25,6 +25,7 @@ class Output:
         self._held_size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._paused = False  # the transport has told that it is full
         self.sent = 0  # writes so far; heart-beats look at whether it moves
 
     @property
@@ -71,10 +72,12 @@ class Output:
 
     def pause(self) -> None:
         """The transport is full (asyncio's pause_writing)."""
+        self._paused = True
         self._watch()
 
     def resume(self) -> None:
         """The transport has drained (asyncio's resume_writing)."""
+        self._paused = False
         if self._timer is not None and not self._closed:
             self._timer.cancel()
             self._timer = None
@@ -92,7 +95,7 @@ class Output:
         if self._closed:
             return
         self._transport.write(data)
-        if self._transport.get_write_buffer_size() > self._limit:
+        if self._paused and self._transport.get_write_buffer_size() > self._limit:
             self.abort(f"it leaves more than {self._limit} bytes unread")
 
     def _watch(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vdsm_storage.rpc import frames
@@ -46,15 +46,20 @@ class Caller(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one connection; bytes and seconds.  `on_lost` is told when it is gone."""
+    """Of one connection; bytes and seconds.
+
+    `buffer` is where bytes arrive; they are taken out at once, so all connections of a loop share
+    it.  `on_lost` is told when the connection is gone.
+    """
 
     max_frame: int = frames.MAX_FRAME
     max_output: int = 16 * 1024 * 1024
     patience: float = 60.0
     on_lost: Callable[[], None] = lambda: None
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(65536)))
 
 
-class Session(asyncio.Protocol):
+class Session(asyncio.BufferedProtocol):
     """A connection that turned out to speak STOMP."""
 
     def __init__(
@@ -66,6 +71,7 @@ class Session(asyncio.Protocol):
         limits: Limits,
     ) -> None:
         self.name = name
+        self.send: Callable[[bytes], None]  # the output's, once there is a connection
         self._broker = broker
         self._caller = caller
         self._queues = tuple(queues)
@@ -97,8 +103,16 @@ class Session(asyncio.Protocol):
         self._output = Output(
             transport, self.name, self._limits.max_output, self._limits.patience
         )
+        self.send = self._output.send
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._limits.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.take(self._limits.buffer[:nbytes].tobytes())
+
+    def take(self, data: bytes) -> None:
+        """Bytes have come."""
         if self._done:
             return
         if self._beats is not None:
@@ -139,11 +153,6 @@ class Session(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._output.resume()
-
-    # -- for the broker --------------------------------------------------------------------------
-
-    def send(self, data: bytes) -> None:
-        self._output.send(data)
 
     # -- frames ----------------------------------------------------------------------------------
 

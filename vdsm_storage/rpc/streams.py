@@ -32,7 +32,8 @@ T = TypeVar("T")
 class Upload(Protocol):
     """Calls may block; they come one after the other, in the domain's lane."""
 
-    task_id: str
+    @property
+    def task_id(self) -> str: ...
 
     def write(self, data: bytes) -> None: ...
 
@@ -46,8 +47,10 @@ class Upload(Protocol):
 class Download(Protocol):
     """Calls may block; they come one after the other, in the domain's lane."""
 
-    task_id: str
     length: int  # bytes that will be read, at most what was asked for
+
+    @property
+    def task_id(self) -> str: ...
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, never empty before `length` bytes were read."""
