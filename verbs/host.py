@@ -141,6 +141,27 @@ def stopMonitoringDomain(ctx: Context, sdUUID: str) -> None:
         ctx.services.health.stop(sdUUID)
 
 
+# -- tasks and jobs --------------------------------------------------------------------------
+
+
+def getAllTasks(ctx: Context) -> dict[str, Any]:
+    return ctx.services.tasks.details()
+
+
+def getAllTasksInfo(ctx: Context) -> dict[str, Any]:
+    return ctx.services.tasks.infos()
+
+
+def getAllTasksStatuses(ctx: Context) -> dict[str, Any]:
+    return ctx.services.tasks.statuses()
+
+
+def getJobs(
+    ctx: Context, job_type: str | None = None, job_ids: Sequence[str] = ()
+) -> dict[str, Any]:
+    return ctx.services.jobs.get(job_type, job_ids or ())
+
+
 # -- image transfers -------------------------------------------------------------------------
 
 
@@ -179,6 +200,10 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getStorageRepoStats": Verb(getStorageRepoStats),
     "Host.startMonitoringDomain": Verb(startMonitoringDomain),
     "Host.stopMonitoringDomain": Verb(stopMonitoringDomain),
+    "Host.getAllTasks": Verb(getAllTasks),
+    "Host.getAllTasksInfo": Verb(getAllTasksInfo),
+    "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),
+    "Host.getJobs": Verb(getJobs, lane=":host"),
     "Host.add_image_ticket": Verb(add_image_ticket, lane=TICKETS),
     "Host.get_image_ticket": Verb(get_image_ticket, lane=TICKETS),
     "Host.extend_image_ticket": Verb(extend_image_ticket, lane=TICKETS),
