@@ -76,7 +76,7 @@ def parse(kind: str, params: Mapping[str, Any]) -> Connection:
         vfs_type = str(params.get("vfs_type") or "")
         options = ",".join(check_options(str(params.get("mnt_options") or "")))
         check_spec(spec, vfs_type)
-        found = Connection(kind, _normalise(spec), vfs_type, options)
+        found = Connection(kind, normalise(spec), vfs_type, options)
     else:
         raise ConnectionTypeUnsupported(type=kind)
     if len(found.directory.encode()) > NAME_LIMIT or found.spec in ("/", ""):
@@ -84,7 +84,7 @@ def parse(kind: str, params: Mapping[str, Any]) -> Connection:
     return found
 
 
-def _normalise(spec: str) -> str:
+def normalise(spec: str) -> str:
     """Without a slash at the end, without doubled ones in the path."""
     host, colon, path = ("", "", spec) if spec.startswith("/") else spec.rpartition(":")
     if not path.startswith("/"):
@@ -180,7 +180,7 @@ class Connections:
 
     def find(self, remote_path: str, kind: str) -> str | None:
         """The directory of the connection that StorageDomain.create names, or None."""
-        wanted = {remote_path, _normalise(remote_path)}
+        wanted = {remote_path, normalise(remote_path)}
         for path, connection in self.mounts().items():
             if connection.type == kind and connection.spec in wanted:
                 return path

@@ -28,6 +28,8 @@ from vdsm_storage.host.mount import Mounts
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
 
+RECOVERY = 3600.0  # seconds that a recovery may wait for its turn
+
 
 @dataclass(frozen=True)
 class Base:
@@ -53,6 +55,7 @@ class DomainServices:
     def __init__(self, base: Base) -> None:
         config = base.config
         self._runner = base.runner
+        self._lanes = base.lanes
         storage, paths = config.storage, config.paths
         owner = owners.resolve(storage.user, storage.group)
         self.memory = Remembered(paths.state, boot_id())
@@ -92,7 +95,7 @@ class DomainServices:
 
         def changed(mount: str, connected: bool) -> None:
             if connected:
-                recover()
+                self._lanes.submit(f"recover {mount}", recover, RECOVERY)
             else:
                 self.registry.forget_mount(mount)
 

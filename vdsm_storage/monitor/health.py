@@ -34,6 +34,7 @@ log = logging.getLogger("monitor")
 
 IO_ERROR: Final = 379  # the code of a domain that cannot be read for a reason without a number
 BUSY_INTERVAL: Final = 1.0  # seconds between looks at a host id that is being acquired
+RECOVERY: Final = 3600.0  # seconds that a recovery may wait for its turn
 ROUND: Final = 300.0  # a check may hang this long before its lane forgets that it wanted to run
 
 
@@ -67,7 +68,7 @@ class _Watch:
 
 class Health:
     """`on_change(sd_id, record)` is told when a domain turns valid, invalid or gets its host id;
-    `on_usable(sd_id)` when work on it can begin or be recovered.  Both run in the check's thread.
+    `on_usable(sd_id)` when work on it can begin or be recovered, in a lane of its own.
     """
 
     def __init__(
@@ -265,7 +266,8 @@ class Health:
                     new.message)  # fmt: skip
             self._on_change(sd_id, _record(new, now, now))
         if new.usable and not old.usable:
-            self._on_usable(sd_id)
+            # Recovery may take long; the next check must not wait for it.
+            self._lanes.submit(f"recover {sd_id}", lambda: self._on_usable(sd_id), RECOVERY)
 
     def close(self, timeout: float) -> None:
         """Stop watching; wait at most `timeout` seconds for host ids to be given back."""
