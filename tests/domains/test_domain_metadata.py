@@ -63,8 +63,8 @@ def test_any_bytes(text: bytes) -> None:
             except InvalidDomainMetadata:
                 continue
         md.checksum(found.values)
-    except MetadataSealBroken as error:
-        assert error.code == 752
+    except MetadataSealBroken:
+        return
 
 
 @given(METADATA.filter(bool), st.data())
@@ -102,4 +102,5 @@ def test_values_that_cannot_be_stored(value: str) -> None:
 def test_wrong_checksum() -> None:
     with pytest.raises(MetadataSealBroken) as error:
         md.decode(b"A=1\n_SHA_CKSUM=00\n", "dom")
+    assert error.value.code == 752
     assert "dom" in error.value.message

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -68,14 +68,24 @@ def master_metadata(params: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 class Masters:
-    """Needs Pools and the runner; `lock_timeout` and `host_id_timeout` in seconds."""
+    """Needs Pools and the runner; `lock_timeout` and `host_id_timeout` in seconds.
+
+    `moved(pool)` is told while both domains are still locked, so that a pool manager on this host
+    can take the new master's lease without a gap.
+    """
 
     def __init__(
-        self, pools: Pools, runner: Runner, lock_timeout: float, host_id_timeout: float
+        self,
+        pools: Pools,
+        runner: Runner,
+        moved: Callable[[Pool], None],
+        lock_timeout: float,
+        host_id_timeout: float,
     ) -> None:
         self._pools = pools
         self._registry = pools.registry
         self._runner = runner
+        self._moved = moved
         self._lock_timeout = lock_timeout
         self._host_id_timeout = host_id_timeout
 
@@ -213,7 +223,9 @@ class Masters:
         pool = self._pools.connected()
         if pool is not None and pool.id == op.params["id"]:
             version = max(op.params["version"], pool.master_version)
-            self._pools.apply(replace(pool, master=op.params["new"], master_version=version))
+            pool = replace(pool, master=op.params["new"], master_version=version)
+            self._pools.apply(pool)
+            self._moved(pool)
 
     # -- destroy -----------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from vdsm_storage.domains.lifecycle import Lifecycle
 from vdsm_storage.domains.links import Links
 from vdsm_storage.domains.masters import Masters
 from vdsm_storage.domains.members import Members
-from vdsm_storage.domains.pool import Pool, Pools, Watcher
+from vdsm_storage.domains.pool import Pools, Watcher
 from vdsm_storage.domains.registry import Leasing, Registry
 from vdsm_storage.domains.remembered import Remembered, boot_id
 from vdsm_storage.domains.spm import Spm
@@ -81,9 +81,11 @@ class DomainServices:
             base.clock,
         )
         lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
-        self.masters = Masters(self.pools, base.runner, lock_timeout, id_timeout)
-        self.members = Members(self.pools, lock_timeout, id_timeout, self._switch_master)
         self.spm = Spm(self.pools, base.runner, base.lanes, owner, lock_timeout, id_timeout)
+        self.masters = Masters(
+            self.pools, base.runner, self.spm.moved, lock_timeout, id_timeout
+        )
+        self.members = Members(self.pools, lock_timeout, id_timeout, self.masters.switch)
         self.registry.watch(self.pools.master_lock, self.pools.ready)
 
     def kinds(self) -> Sequence[Kind]:
@@ -117,10 +119,6 @@ class DomainServices:
         """StoragePool.destroy."""
         self.masters.destroy(pool_id)
         self.spm.close()
-
-    def _switch_master(self, pool: Pool, new_master: str, version: int) -> None:
-        self.masters.switch(pool, new_master, version)
-        self.spm.moved(self.pools.get(pool.id))
 
     # -- recovery ----------------------------------------------------------------------------
 
