@@ -33,6 +33,7 @@ class _Work:
 
 @dataclass
 class _Lane:
+    changed: threading.Condition  # of the one mutex; a lane's own, so that one thread wakes
     queue: collections.deque[_Work] = field(default_factory=collections.deque)
     threads: int = 0
     idle: int = 0
@@ -49,7 +50,7 @@ class Lanes:
         self._clock = clock
         self._workers = workers
         self._queue = queue
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._closed = False
 
@@ -62,15 +63,17 @@ class Lanes:
         future: Future[Any] = Future()
         deadline = self._clock.monotonic() + timeout
         work = _Work(call, future, deadline, timeout, contextvars.copy_context())
-        with self._changed:
+        with self._mutex:
             if self._closed:
                 raise ResourceExhausted(resource="The agent is stopping; its queue", limit=0)
-            lane = self._lanes.setdefault(key, _Lane())
+            lane = self._lanes.get(key)
+            if lane is None:
+                lane = self._lanes[key] = _Lane(threading.Condition(self._mutex))
             if len(lane.queue) >= self._queue:
                 raise ResourceExhausted(resource=f"The queue of lane {key}", limit=self._queue)
             lane.queue.append(work)
             if lane.idle >= len(lane.queue):
-                self._changed.notify_all()
+                lane.changed.notify()
             elif lane.threads < self._workers:
                 lane.threads += 1
                 # Daemon threads: one that hangs in a dead server's I/O must not keep us alive.
@@ -82,7 +85,7 @@ class Lanes:
     def stats(self) -> dict[str, dict[str, float]]:
         """Per lane: threads, queued calls, and the age in seconds of the oldest running call."""
         now = self._clock.monotonic()
-        with self._changed:
+        with self._mutex:
             return {
                 key: {
                     "threads": lane.threads,
@@ -94,12 +97,12 @@ class Lanes:
 
     def close(self) -> None:
         """Refuse new work and drop what waits; running calls are left to end."""
-        with self._changed:
+        with self._mutex:
             self._closed = True
             waiting = [work for lane in self._lanes.values() for work in lane.queue]
             for lane in self._lanes.values():
                 lane.queue.clear()
-            self._changed.notify_all()
+                lane.changed.notify_all()
         for work in waiting:
             work.future.cancel()
 
@@ -124,10 +127,10 @@ class Lanes:
             del work
 
     def _next(self, key: str, lane: _Lane) -> _Work | None:
-        with self._changed:
+        with self._mutex:
             while not lane.queue:
                 lane.idle += 1
-                woken = self._changed.wait(IDLE_SECONDS) if not self._closed else False
+                woken = lane.changed.wait(IDLE_SECONDS) if not self._closed else False
                 lane.idle -= 1
                 if not lane.queue and not woken:
                     lane.threads -= 1
