@@ -336,12 +336,12 @@ def main() -> int:
         check("no mount is left", str(directory) not in mounts)
     except (Failed, RemoteError) as error:
         say(f"\nThe demo failed: {error}\nThe agent's log: {directory}/agent/agent.log")
+        return 1
+    finally:
         if demo.agent is not None and demo.agent.poll() is None:
             demo.agent.terminate()
             demo.agent.wait(60)
-        return 1
-    finally:
-        if demo.loop:
+        if demo.loop and demo.loop + ":" in tool("losetup", "--all"):
             subprocess.run(["losetup", "--detach", demo.loop], check=False, timeout=20)
     shutil.rmtree(directory)
     say(f"\nAll checks hold ({time.monotonic() - began:.0f} s).")

@@ -11,6 +11,7 @@ wait for it; the next call connects anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -258,7 +259,8 @@ class Link:
         if polite and not self.broken:
             self._send(frames.encode(Frame(frames.DISCONNECT, {"receipt": "bye"})), seconds=1.0)
         self.broken = True
-        self._wake.send(b".")
+        with contextlib.suppress(OSError):  # the reader has ended and closed it
+            self._wake.send(b".")
         if threading.current_thread() is not self._thread:
             self._thread.join(5)
         self._fail_all(why)
