@@ -65,27 +65,6 @@ def _address(client: str) -> str:
     return address.strip("[]") if colon and port.isdigit() else ""
 
 
-# -- tasks and jobs --------------------------------------------------------------------------
-
-
-def getJobs(
-    ctx: Context, job_type: str | None = None, job_ids: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    return ctx.services.jobs.get(job_type, job_ids or ())
-
-
-def getAllTasks(ctx: Context) -> dict[str, dict[str, Any]]:
-    return ctx.services.tasks.details()
-
-
-def getAllTasksInfo(ctx: Context) -> dict[str, dict[str, Any]]:
-    return ctx.services.tasks.infos()
-
-
-def getAllTasksStatuses(ctx: Context) -> dict[str, dict[str, Any]]:
-    return ctx.services.tasks.statuses()
-
-
 # -- virtual machines: there are none --------------------------------------------------------
 
 
@@ -211,10 +190,6 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getCapabilities": Verb(getCapabilities, lane=FACTS),
     "Host.getHardwareInfo": Verb(getHardwareInfo, lane=FACTS),
     "Host.getStats": Verb(getStats, lane=FACTS),
-    "Host.getJobs": Verb(getJobs, lane=":host"),
-    "Host.getAllTasks": Verb(getAllTasks),
-    "Host.getAllTasksInfo": Verb(getAllTasksInfo),
-    "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),
     "Host.getAllVmStats": Verb(getAllVmStats),
     "Host.getVMList": Verb(getVMList),
     "Host.getVMFullList": Verb(getVMFullList),
