@@ -36,25 +36,25 @@ class SanlockDaemon:
     """The daemon whose run directory is `directory` (made if missing)."""
 
     def __init__(self, directory: str, io_timeout: int = 10) -> None:
-        self._directory = directory
+        self.directory = directory
         self._io_timeout = io_timeout
         self._process: subprocess.Popen[bytes] | None = None
 
     def pid(self) -> int | None:
         """The daemon's process id; None when it does not run."""
         try:
-            with open(os.path.join(self._directory, PID_FILE), encoding="ascii") as file:
+            with open(os.path.join(self.directory, PID_FILE), encoding="ascii") as file:
                 pid = int(file.read().strip() or 0)
             with open(f"/proc/{pid}/environ", "rb") as file:
                 environment = file.read().split(b"\0")
         except (OSError, ValueError):
             return None
-        ours = f"SANLOCK_RUN_DIR={self._directory}".encode() in environment
+        ours = f"SANLOCK_RUN_DIR={self.directory}".encode() in environment
         return pid if ours and self._state(pid) not in ("Z", "") else None
 
     def start(self) -> int:
         """Start it, or find it running; returns its pid when it serves.  Raises 701."""
-        os.makedirs(self._directory, mode=0o755, exist_ok=True)
+        os.makedirs(self.directory, mode=0o755, exist_ok=True)
         running = self.pid()
         if running is None:
             self._launch()
@@ -63,15 +63,15 @@ class SanlockDaemon:
             pid = self.pid()
             if pid is not None and self._serves():
                 if running is None:
-                    log.info("sanlock %d runs in %s", pid, self._directory)
+                    log.info("sanlock %d runs in %s", pid, self.directory)
                 return pid
             if self._process is not None and self._process.poll() is not None:
                 code = self._process.returncode
                 raise SanlockDaemonError(
-                    directory=self._directory, reason=f"it ended with exit code {code}"
+                    directory=self.directory, reason=f"it ended with exit code {code}"
                 )
             time.sleep(POLL)
-        raise SanlockDaemonError(directory=self._directory, reason=f"not ready in {START:.0f} s")
+        raise SanlockDaemonError(directory=self.directory, reason=f"not ready in {START:.0f} s")
 
     def stop(self) -> None:
         """End it.  Release the host ids first: it does not end while it has one, and is killed."""
@@ -89,7 +89,7 @@ class SanlockDaemon:
                 time.sleep(POLL)
             if self.pid() is None:
                 break
-            log.warning("sanlock %d in %s did not end when asked", pid, self._directory)
+            log.warning("sanlock %d in %s did not end when asked", pid, self.directory)
         self._reap()
 
     def _reap(self) -> None:
@@ -101,7 +101,7 @@ class SanlockDaemon:
     def _launch(self) -> None:
         user = pwd.getpwuid(os.geteuid()).pw_name
         group = grp.getgrgid(os.getegid()).gr_name
-        with open(os.path.join(self._directory, LOG_FILE), "wb") as output:
+        with open(os.path.join(self.directory, LOG_FILE), "wb") as output:
             self._process = subprocess.Popen(
                 [
                     *("sanlock", "daemon", "-D", "-w", "0", "-h", "0", "-l", "0"),
@@ -115,14 +115,14 @@ class SanlockDaemon:
                 env={
                     **os.environ,
                     "SANLOCK_PRIVILEGED": "0",
-                    "SANLOCK_RUN_DIR": self._directory,
+                    "SANLOCK_RUN_DIR": self.directory,
                 },
                 start_new_session=True,
             )
 
     def _name(self) -> str:
         """A name that stays: sanlock then takes its own host id back at once after a crash."""
-        path = os.path.join(self._directory, NAME_FILE)
+        path = os.path.join(self.directory, NAME_FILE)
         try:
             with open(path, encoding="ascii") as file:
                 return file.read().strip()
@@ -135,7 +135,7 @@ class SanlockDaemon:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(1.0)
             try:
-                connection.connect(os.path.join(self._directory, SOCKET))
+                connection.connect(os.path.join(self.directory, SOCKET))
             except OSError:
                 return False
         return True
