@@ -23,7 +23,7 @@ from functional.engine.host import (
 from functional.engine.replies import NO_UUID, SpmStatus
 from functional.engine.wire import VdsError
 
-PATIENCE = 120.0  # seconds for a task, job or state in these tests; the engine has none
+PATIENCE = 60.0  # seconds for a task, job or state in these tests; the engine has none
 OVF_SIZE = 128 * 1024 * 1024
 NOT_SPM = 654
 TASK_UNKNOWN = 401
