@@ -140,3 +140,9 @@ def test_hostile_bytes(data: bytes) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["CAP", "GEN", "SEQ", "EOF", "NONE", "X"]), WORDS)))
 def test_hostile_lines(lines: list[tuple[str, str]]) -> None:
     metadata.parse("".join(f"{key}={value}\n" for key, value in lines).encode())
+
+
+@given(st.text(st.sampled_from("AB=\n\r\x85\u2028 EOF"), max_size=60))
+def test_the_fast_reading_is_the_thorough_one(text: str) -> None:
+    data = text.encode()
+    assert metadata._lines(data) == metadata._damaged_lines(data)

@@ -105,6 +105,16 @@ class FileStore:
     def parse(self, image: str, volume: str) -> md.Parsed:
         return md.parse(self._read(image, volume))
 
+    def examine(self, image: str, volume: str) -> tuple[VolumeMetadata, Sizes]:
+        _check(volume)
+        try:
+            with self._tree.directory(IMAGES, _check(image)) as fd:
+                data = self._tree.read_file(fd, volume + META, META_LIMIT)
+                status = os.stat(volume, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            raise self._missing(image, volume) from None
+        return md.decode(data, volume), Sizes(status.st_size, status.st_blocks * 512)
+
     def _read(self, image: str, volume: str) -> bytes:
         _check(volume)
         try:

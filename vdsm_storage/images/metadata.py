@@ -196,6 +196,23 @@ def parse(data: bytes) -> Parsed:
 
 
 def _lines(text: bytes) -> tuple[dict[str, str], list[str]]:
+    """Keys and values, and what was wrong; sound text is read at once, it is read often."""
+    try:
+        lines = text.decode("utf-8")
+    except UnicodeDecodeError:
+        return _damaged_lines(text)
+    found: dict[str, str] = {}
+    for line in lines.replace("\r", "\n").split("\n"):
+        key, equal, value = line.partition("=")
+        if line.startswith("EOF"):
+            break
+        if equal:
+            found[key.strip()] = value.strip()
+    return found, []
+
+
+def _damaged_lines(text: bytes) -> tuple[dict[str, str], list[str]]:
+    """The same line by line, for text that is no UTF-8 somewhere."""
     raw: dict[str, str] = {}
     errors: list[str] = []
     for line in text.splitlines():

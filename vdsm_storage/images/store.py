@@ -84,6 +84,9 @@ class Store(Protocol):
     def load(self, image: str, volume: str) -> VolumeMetadata:
         """Raises VolumeDoesNotExist (201), VolumeMetadataReadError (207), MetadataCleared (757)."""
 
+    def examine(self, image: str, volume: str) -> tuple[VolumeMetadata, Sizes]:
+        """load() and sizes() in one go.  Raises 201, 207, 757."""
+
     def parse(self, image: str, volume: str) -> Parsed:
         """A tolerant reading, for what shows broken volumes as well.  Raises 201."""
 

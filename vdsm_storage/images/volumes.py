@@ -172,10 +172,9 @@ class Volumes:
         """
         store = self._find_store(domain)
         try:
-            metadata = store.load(image, volume)
+            metadata, sizes = store.examine(image, volume)
         except (MetadataCleared, VolumeMetadataReadError):
             return _broken_info(store, image, volume)
-        sizes = store.sizes(image, volume)
         info = _info(volume, metadata)
         info["apparentsize"] = str(sizes.apparent)
         info["truesize"] = str(sizes.allocated)
