@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
@@ -39,7 +39,9 @@ from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
 log = logging.getLogger("registry")
 
-LOOK_TIMEOUT = 15.0  # seconds to look for a domain on all connections
+LOOK_TIMEOUT = 10.0  # seconds to look for a domain on all connections
+
+T = TypeVar("T")
 
 
 class Leasing(Protocol):
@@ -82,6 +84,7 @@ class Registry:
         self._clock = clock
         self._mutex = threading.Lock()
         self._domains: dict[str, FileDomain] = {}
+        self._stuck: dict[str, Future[Any]] = {}
         self._own_locks: dict[tuple[str, str], ClusterLock] = {}
         self._master_of: Callable[[str], ClusterLock | None] = lambda sd_id: None
         self._ready: Callable[[str, float], None] = lambda sd_id, timeout: None
@@ -127,16 +130,14 @@ class Registry:
 
     def scan(self) -> list[str]:
         """Look on every connection; UUIDs of all domains that answer in time."""
-        futures = {
-            mount: self._lanes.submit(f"scan {mount}", _scan(mount), LOOK_TIMEOUT)
-            for mount in self._connections.mounts()
-        }
+        futures: dict[str, Future[list[str]]] = self._ask(_scan)
         wait(futures.values(), LOOK_TIMEOUT)
+        self._note_stuck(futures)
         found: set[str] = set()
         for mount, future in futures.items():
             if not future.done():
-                log.warning("%s did not answer; its domains are not listed", mount)
-            elif isinstance(error := future.exception(), OSError):
+                continue
+            if isinstance(error := future.exception(), OSError):
                 log.warning("%s cannot be listed: %s", mount, error)
             else:
                 found.update(future.result())
@@ -158,11 +159,8 @@ class Registry:
     # -- finding -----------------------------------------------------------------------------
 
     def _look(self, sd_id: str) -> FileDomain:
-        futures: Sequence[Future[_Found | None]] = [
-            self._lanes.submit(f"scan {mount}", _find(mount, sd_id), LOOK_TIMEOUT)
-            for mount in self._connections.mounts()
-        ]
-        waiting = set(futures)
+        futures: dict[str, Future[_Found | None]] = self._ask(lambda mount: _find(mount, sd_id))
+        waiting = set(futures.values())
         deadline = self._clock.monotonic() + LOOK_TIMEOUT
         problem: BaseException | None = None
         while waiting:
@@ -174,11 +172,29 @@ class Registry:
                 elif (found := future.result()) is not None:
                     return self._build(found)
             if not done:
-                log.warning("Looking for domain %s: %s connections hang", sd_id, len(waiting))
+                self._note_stuck(futures)
                 break
         if isinstance(problem, AgentError):
             raise problem
         raise StorageDomainDoesNotExist(domain=sd_id) from problem
+
+    def _ask(self, work: Callable[[str], Callable[[], T]]) -> dict[str, Future[T]]:
+        """Ask every connection, but those that still owe an answer."""
+        with self._mutex:
+            self._stuck = {m: future for m, future in self._stuck.items() if not future.done()}
+            skipped = set(self._stuck)
+        return {
+            mount: self._lanes.submit(f"scan {mount}", work(mount), LOOK_TIMEOUT)
+            for mount in self._connections.mounts()
+            if mount not in skipped
+        }
+
+    def _note_stuck(self, futures: Mapping[str, Future[T]]) -> None:
+        for mount, future in futures.items():
+            if not future.done():
+                log.warning("%s does not answer: no domain is looked for there", mount)
+                with self._mutex:
+                    self._stuck[mount] = future
 
     def _build(self, found: _Found) -> FileDomain:
         metadata = found.metadata

@@ -187,9 +187,9 @@ class Health:
     def _check(self, sd_id: str, watch: _Watch) -> None:
         try:
             status = self._look(self._registry.get(sd_id), watch)
-        except StorageDomainDoesNotExist as error:
-            self._registry.forget(sd_id)
-            status = _failed(watch.status, error.code, str(error))
+        except (StorageDomainDoesNotExist, FileNotFoundError) as error:
+            self._registry.forget(sd_id)  # the next check looks for it on every connection
+            status = _failed(watch.status, StorageDomainDoesNotExist.code, str(error))
         except AgentError as error:
             status = _failed(watch.status, error.code, str(error))
         except OSError as error:
