@@ -210,6 +210,21 @@ def test_a_full_domain(lab: Lab, small_fs: Path) -> None:
     assert lab.files() == set()
 
 
+def test_preallocation_lets_other_hosts_go_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    make = lab.store.make
+
+    def watch(*args: Any) -> str:
+        held.append(lab.store.lock.is_held())
+        return make(*args)
+
+    monkeypatch.setattr(lab.store, "make", watch)
+    lab.create(format=md.RAW, type=md.PREALLOCATED)
+    lab.create()
+    assert held == [False, True]
+    assert not lab.store.lock.is_held()
+
+
 def test_illegal_until_filled(lab: Lab) -> None:
     made = lab.create(legal=False)
     assert lab.load(made).legality == md.ILLEGAL

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from contextlib import AbstractContextManager
@@ -125,29 +126,44 @@ class CreateVolume:
     def _run(self, op: Operation) -> None:
         request = NewVolumeRequest(**op.params)
         check(request)
-        with self._changing(request) as store:
-            if request.volume in store.volumes(request.image):
-                raise VolumeAlreadyExists(
-                    volume=request.volume, image=request.image, domain=request.domain
-                )
-            parent = check_parent(store, request)
+        source = request.parent_image if request.shares else None
+        with (
+            self._shop.images(request.domain, request.image, source) as store,
+            contextlib.ExitStack() as hold,
+        ):
+            hold.enter_context(self._shop.domain(store))
+            _check_absent(store, request)
+            check_parent(store, request)
             metadata = _metadata(request)
             metadata.encode(store.version, request.volume)  # 756 before anything is made
-            self._make(op, store, request)
+            if request.type == md.PREALLOCATED and not store.is_block:
+                # Some servers take minutes; other hosts may go on, nobody else wants this file.
+                hold.close()
+                self._make(op, store, request)
+                hold.enter_context(self._shop.domain(store))
+                _check_absent(store, request)
+            else:
+                self._make(op, store, request)
             op.step(MADE)
-            if request.shares:
-                store.share(request.parent_image, request.parent, request.image)
-            if request.format == md.COW:
-                self._format(store, request, parent)
-            op.step(FORMATTED)
-            if parent is not None and not request.shares:
-                roles.mark_internal(store, request.image, request.parent)
-            op.step(MARKED)
-            if request.format == md.RAW and store.is_block:
-                size = store.sizes(request.image, request.volume).apparent
-                metadata = metadata.with_(capacity=size)
-            store.publish(request.image, request.volume, metadata)
+            self._complete(op, store, request, metadata)
             op.step(PUBLISHED, abortable=False)
+
+    def _complete(
+        self, op: Operation, store: Store, request: NewVolumeRequest, metadata: VolumeMetadata
+    ) -> None:
+        parent = check_parent(store, request)
+        if request.shares:
+            store.share(request.parent_image, request.parent, request.image)
+        if request.format == md.COW:
+            self._format(store, request, parent)
+        op.step(FORMATTED)
+        if parent is not None and not request.shares:
+            roles.mark_internal(store, request.image, request.parent)
+        op.step(MARKED)
+        if request.format == md.RAW and store.is_block:
+            size = store.sizes(request.image, request.volume).apparent
+            metadata = metadata.with_(capacity=size)
+        store.publish(request.image, request.volume, metadata)
 
     def _changing(self, request: NewVolumeRequest) -> AbstractContextManager[Store]:
         source = request.parent_image if request.shares else None
@@ -244,6 +260,13 @@ class CreateVolume:
         elif request.parent != BLANK:
             roles.restore_leaf(store, request.image, request.parent)
         store.unmake(request.image, request.volume)
+
+
+def _check_absent(store: Store, request: NewVolumeRequest) -> None:
+    if request.volume in store.volumes(request.image):
+        raise VolumeAlreadyExists(
+            volume=request.volume, image=request.image, domain=request.domain
+        )
 
 
 def _write(store: Store, path: str, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from vdsm_storage.base.locks import Lock, Locks
@@ -31,16 +32,26 @@ class Workshop:
     lock_timeout: float
 
     @contextlib.contextmanager
-    def changing(self, sd_id: str, image: str, source: str | None = None) -> Iterator[Store]:
-        """Hold what a change of `image` needs: it, the image `source` shared, the domain's lock.
+    def images(self, sd_id: str, image: str, source: str | None = None) -> Iterator[Store]:
+        """Hold `image`, and the image `source` shared, inside this process.
 
-        Raises ResourceTimeout (851), SpmStatusError (654).
+        Raises ResourceTimeout (851).
         """
         store = self.find_store(sd_id)
         group = [domain_lock(sd_id), image_lock(sd_id, image)]
         if source is not None and source != image:
             group.append(image_lock(sd_id, source, exclusive=False))
-        with self.locks.held(group, self.lock_timeout), store.lock.held(self.lock_timeout):
+        with self.locks.held(group, self.lock_timeout):
+            yield store
+
+    def domain(self, store: Store) -> AbstractContextManager[None]:
+        """Hold the domain's lock between hosts.  Raises SpmStatusError (654)."""
+        return store.lock.held(self.lock_timeout)
+
+    @contextlib.contextmanager
+    def changing(self, sd_id: str, image: str, source: str | None = None) -> Iterator[Store]:
+        """Hold all that a change of `image` needs: images() and domain()."""
+        with self.images(sd_id, image, source) as store, self.domain(store):
             yield store
 
     @contextlib.contextmanager
