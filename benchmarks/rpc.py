@@ -40,35 +40,44 @@ ROUNDS = 7
 
 
 class Echo(asyncio.Protocol):
-    """Parses frames and JSON, answers `true` to every request; nothing more."""
+    """The least that is still STOMP and JSON-RPC: frames out of bytes in any pieces, heart-beats
+    skipped, who subscribed to what, `true` as the answer to every request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
         self.buffer = b""
-        self.head = b""
+        self.subscriptions: dict[str, str] = {}
 
     def data_received(self, data: bytes) -> None:
-        self.buffer += data
+        self.buffer = (self.buffer + data).lstrip(b"\n")
         while (end := self.buffer.find(b"\n\n")) >= 0:
             command, *lines = self.buffer[:end].decode().split("\n")
-            headers = dict(line.split(":", 1) for line in lines)
+            headers: dict[str, str] = {}
+            for line in lines:
+                key, _colon, value = line.partition(":")
+                headers.setdefault(key, value)
             body_end = end + 2 + int(headers.get("content-length", 0))
             if len(self.buffer) <= body_end:
                 return
+            assert self.buffer[body_end] == 0
             body = self.buffer[end + 2 : body_end]
-            self.buffer = self.buffer[body_end + 1 :]
-            if command == "SEND":
-                self.answer(headers["reply-to"], orjson.loads(body))
-            elif command == "CONNECT":
-                self.transport.write(b"CONNECTED\nversion:1.2\nheart-beat:0,0\n\n\0")
+            self.buffer = self.buffer[body_end + 1 :].lstrip(b"\n")
+            self.frame(command, headers, body)
 
-    def answer(self, reply_to: str, request: dict) -> None:
-        body = orjson.dumps({"jsonrpc": "2.0", "id": request["id"], "result": True})
-        head = (
-            f"MESSAGE\ndestination:{reply_to}\ncontent-type:application/json\n"
-            f"subscription:replies\ncontent-length:{len(body)}\n\n"
-        )
-        self.transport.write(head.encode() + body + b"\0")
+    def frame(self, command: str, headers: dict[str, str], body: bytes) -> None:
+        if command == "SEND":
+            request = orjson.loads(body)
+            reply = orjson.dumps({"jsonrpc": "2.0", "id": request["id"], "result": True})
+            to = headers["reply-to"]
+            head = (
+                f"MESSAGE\ndestination:{to}\ncontent-type:application/json\n"
+                f"subscription:{self.subscriptions[to]}\ncontent-length:{len(reply)}\n\n"
+            )
+            self.transport.write(head.encode() + reply + b"\0")
+        elif command == "SUBSCRIBE":
+            self.subscriptions[headers["destination"]] = headers["id"]
+        elif command == "CONNECT":
+            self.transport.write(b"CONNECTED\nversion:1.2\nheart-beat:0,0\n\n\0")
 
 
 async def serve_echo(pki: str) -> None:

@@ -36,7 +36,7 @@ class Peer(Protocol):
 class Subscription:
     """One connection listening to one destination."""
 
-    __slots__ = ("_head", "destination", "id", "peer")
+    __slots__ = ("destination", "head", "id", "peer")
 
     def __init__(self, peer: Peer, sub_id: str, destination: str) -> None:
         self.peer = peer
@@ -47,11 +47,11 @@ class Subscription:
             "content-type": "application/json",
             "subscription": sub_id,
         }
-        self._head = frames.head(frames.MESSAGE, headers)
+        self.head = frames.head(frames.MESSAGE, headers)
 
     def deliver(self, body: bytes) -> None:
         """Send a JSON body of the agent's own."""
-        self.peer.send(b"%bcontent-length:%d\n\n%b\0" % (self._head, len(body), body))
+        self.peer.send(frames.with_body(self.head, body))
 
     def forward(self, frame: frames.Frame) -> None:
         """Pass another client's SEND on."""
@@ -112,8 +112,9 @@ class Broker:
         listening = self._subscriptions.get(destination)
         if not listening:
             return False
-        if len(listening) == 1:
-            listening[0].deliver(body)
+        if len(listening) == 1:  # the usual case, without the calls
+            only = listening[0]
+            only.peer.send(b"%bcontent-length:%d\n\n%b\0" % (only.head, len(body), body))
             return True
         for subscription in tuple(listening):
             subscription.deliver(body)

@@ -44,7 +44,7 @@ class Services:
     lanes: Lanes | None = None
 
 
-class HttpSession(asyncio.BufferedProtocol):
+class HttpSession(asyncio.Protocol):
     """A connection that turned out to speak HTTP/1.1."""
 
     def __init__(self, name: str, caller: Caller, services: Services, limits: Limits) -> None:
@@ -70,14 +70,7 @@ class HttpSession(asyncio.BufferedProtocol):
         )
         self._idle()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._limits.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.take(self._limits.buffer[:nbytes].tobytes())
-
-    def take(self, data: bytes) -> None:
-        """Bytes have come."""
+    def data_received(self, data: bytes) -> None:
         if self._done:
             return
         self._parser.receive_data(data)

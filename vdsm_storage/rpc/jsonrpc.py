@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
-from jsonrpcserver.dispatcher import call, create_request
+from jsonrpcserver.dispatcher import call
+from jsonrpcserver.request import Request
 from jsonrpcserver.result import Error
 from jsonrpcserver.sentinels import NOID
 from oslash.either import Left
@@ -43,7 +44,7 @@ def dispatch(body: bytes, methods: Mapping[str, Callable[..., Any]], context: ob
 
 
 def _one(item: Any, methods: Mapping[str, Callable[..., Any]], context: object) -> Any:
-    request = create_request(_normal(item))
+    request = _request(item)
     try:
         method = methods[request.method]
     except KeyError:
@@ -51,15 +52,23 @@ def _one(item: Any, methods: Mapping[str, Callable[..., Any]], context: object) 
         result = Error(unknown.code, unknown.message)
     else:
         result = call(request, context, method)
-    return None if request.id is NOID else _shape(result, request.id)
+    if request.id is NOID:
+        return None
+    if isinstance(result, Left):
+        error = result._error
+        return error_reply(error.code, error.message, request.id)
+    value = result._value.result
+    if type(value) is Pending:
+        return value.reply(request.id) if value.done else Later(value, request.id)
+    return {"jsonrpc": "2.0", "id": request.id, "result": value}
 
 
 def dumps(reply: object) -> bytes:
     """JSON bytes; TypeError or ValueError for what is not JSON."""
     try:
-        return orjson.dumps(reply, default=_reveal)
+        return orjson.dumps(reply, default=reveal)
     except TypeError:  # numbers as keys take orjson's slower way
-        return orjson.dumps(reply, default=_reveal, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(reply, default=reveal, option=orjson.OPT_NON_STR_KEYS)
 
 
 class Pending:
@@ -90,43 +99,30 @@ class Later:
         self.id = request_id
 
 
-def _normal(item: Any) -> dict[str, Any]:
+def _request(item: Any) -> Request:
+    """jsonrpcserver's request; one of INVALID for what is none."""
     if type(item) is not dict:
-        reason = "an empty list" if item == [] else "not an object"
-        return _invalid_request(None, reason)
+        return _invalid(None, "an empty list" if item == [] else "not an object")
     request_id = item.get("id")
     if item.get("jsonrpc") != "2.0":
-        return _invalid_request(request_id, 'jsonrpc is not "2.0"')
+        return _invalid(request_id, 'jsonrpc is not "2.0"')
     method = item.get("method")
     if type(method) is not str or method == INVALID:
-        return _invalid_request(request_id, "method is not a verb's name")
+        return _invalid(request_id, "method is not a verb's name")
     if request_id is None:
-        item.pop("id", None)  # a notification
+        request_id = NOID  # a notification
     elif type(request_id) is not str and isinstance(request_id, (dict, list)):
-        return _invalid_request(None, "id is neither a string nor a number")
+        return _invalid(None, "id is neither a string nor a number")
     params = item.get("params")
-    if type(params) is dict:
-        return item
     if params is None:
-        item.pop("params", None)
-    elif type(params) is not list:
-        return _invalid_request(request_id, "params is neither an object nor a list")
-    return item
+        params = {}
+    elif type(params) is not dict and type(params) is not list:
+        return _invalid(request_id, "params is neither an object nor a list")
+    return Request(method, params, request_id)
 
 
-def _invalid_request(request_id: object, reason: str) -> dict[str, Any]:
-    return {"method": INVALID, "params": {"reason": reason}, "id": request_id}
-
-
-def _shape(result: Any, request_id: object) -> dict[str, object] | Later:
-    """jsonrpcserver's result as it crosses the wire: exactly one of result and error."""
-    if isinstance(result, Left):
-        error = result._error
-        return error_reply(error.code, error.message, request_id)
-    value = result._value.result
-    if type(value) is Pending:
-        return value.reply(request_id) if value.done else Later(value, request_id)
-    return {"jsonrpc": "2.0", "id": request_id, "result": value}
+def _invalid(request_id: object, reason: str) -> Request:
+    return Request(INVALID, {"reason": reason}, request_id)
 
 
 def error_reply(code: int, message: str, request_id: object) -> dict[str, object]:
@@ -154,7 +150,7 @@ def wrap_passwords(value: Any) -> Any:
     return value
 
 
-def _reveal(value: object) -> object:
+def reveal(value: object) -> object:
     """A password that a verb answers goes out as it is."""
     if isinstance(value, Secret):
         return value.reveal()

@@ -22,7 +22,7 @@ from vdsm_storage.rpc import frames, tls
 from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher
 from vdsm_storage.rpc.http import HttpSession, Services
-from vdsm_storage.rpc.session import Limits, Session
+from vdsm_storage.rpc.session import Limits, PlainSession, Session
 
 log = logging.getLogger("rpc.listener")
 
@@ -195,13 +195,14 @@ class Listener:
         limits = parts.limits(lambda: self._open.discard(transport))
         protocol: Session | HttpSession
         if kind == "stomp":
-            protocol = Session(newcomer.name, parts.broker, caller, parts.queues(), limits)
+            kind_of = Session if self._ssl else PlainSession
+            protocol = kind_of(newcomer.name, parts.broker, caller, parts.queues(), limits)
         else:
             protocol = HttpSession(newcomer.name, caller, parts.services, limits)
         log.debug("%s: speaks %s", newcomer.name, kind)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        protocol.take(first)
+        protocol.data_received(first)
 
     def admits(self, newcomer: Newcomer) -> bool:
         """The optional check of a client certificate's names."""

@@ -40,8 +40,10 @@ class Output:
 
     def release(self) -> None:
         held, self._held, self._held_size = self._held, None, 0
-        if held:
-            self._write(held[0] if len(held) == 1 else b"".join(held))
+        if held and not self._closed:
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+            if self._paused:
+                self._check()
 
     def send(self, data: bytes) -> None:
         if self._closed:
@@ -92,10 +94,13 @@ class Output:
             self._timer = None
 
     def _write(self, data: bytes) -> None:
-        if self._closed:
-            return
-        self._transport.write(data)
-        if self._paused and self._transport.get_write_buffer_size() > self._limit:
+        if not self._closed:
+            self._transport.write(data)
+            if self._paused:
+                self._check()
+
+    def _check(self) -> None:
+        if self._transport.get_write_buffer_size() > self._limit:
             self.abort(f"it leaves more than {self._limit} bytes unread")
 
     def _watch(self) -> None:
