@@ -136,8 +136,8 @@ class CreateVolume:
             check_parent(store, request)
             metadata = _metadata(request)
             metadata.encode(store.version, request.volume)  # 756 before anything is made
-            if request.type == md.PREALLOCATED and not store.is_block:
-                # Some servers take minutes; other hosts may go on, nobody else wants this file.
+            if _takes_long(store, request):
+                # Minutes on some servers: other hosts may go on, nobody else wants this file.
                 hold.close()
                 self._make(op, store, request)
                 hold.enter_context(self._shop.domain(store))
@@ -260,6 +260,12 @@ class CreateVolume:
         elif request.parent != BLANK:
             roles.restore_leaf(store, request.image, request.parent)
         store.unmake(request.image, request.volume)
+
+
+def _takes_long(store: Store, request: NewVolumeRequest) -> bool:
+    """Whether the storage is made by writing or reserving all of it."""
+    full = request.format == md.RAW and request.type == md.PREALLOCATED
+    return full and not store.is_block
 
 
 def _check_absent(store: Store, request: NewVolumeRequest) -> None:
