@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -50,9 +51,10 @@ def start_agent(workdir: Path) -> Iterator[Callable[..., AgentProcess]]:
 def make_server(workdir: Path) -> Iterator[Callable[[str], StorageServer]]:
     """make_server("local" | "bind" | "ext4") -> storage that a domain can be made on."""
     loops: list[str] = []
+    numbers = itertools.count()
 
     def make(kind: str) -> StorageServer:
-        path = workdir / f"storage-{len(loops)}-{kind}"
+        path = workdir / f"storage-{next(numbers)}-{kind}"
         if kind == "ext4":
             with path.open("wb") as file:
                 file.truncate(4 * GIB)

@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vdsm_storage.base import files
@@ -31,7 +32,7 @@ from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.jobs.hostjobs import Jobs
 from vdsm_storage.jobs.journal import JOB, Entry, Journal
-from vdsm_storage.jobs.operation import CrashPoints
+from vdsm_storage.jobs.operation import CrashPoints, Kind
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.jobs.tasks import Tasks
 from vdsm_storage.leases.external import ExternalLeases, Hosting
@@ -114,6 +115,11 @@ class Agent:
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
         )
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Every kind of operation, with the names of its steps (the crash points)."""
+        return self._runner.kinds
 
     # -- life --------------------------------------------------------------------------------
 

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An agent with a pool of two domains, driven without an engine, and what must always hold there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from functional.engine.host import NO_UUID, StorageServer
+from functional.processes import AgentProcess
+from vdsm_storage.rpc.client import Client, RemoteError
+
+PATIENCE = 120.0  # seconds
+MIB = 1024 * 1024
+RAW, COW = 5, 4
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+class World:
+    """`main` is the pool's master, `second` another domain of the pool."""
+
+    def __init__(self, agent: AgentProcess, servers: list[StorageServer], attach: bool) -> None:
+        self.agent = agent
+        self.servers = servers
+        self.pool, self.main, self.second = new_id(), new_id(), new_id()
+        self.attached = [self.main, self.second] if attach else [self.main]
+        self.client = Client.dev(str(agent.dir))
+        for server, domain in zip(servers, (self.main, self.second), strict=True):
+            self.connect_server(server)
+            if domain in self.attached:
+                self.create_domain(domain, server)
+        self.create_pool()
+        self.connect_pool()
+        self.settle()
+
+    # -- the agent's life --------------------------------------------------------------------
+
+    def restart(self, crash_point: str = "") -> None:
+        """kill -9, and a new agent that may be armed to die at a point."""
+        self.client.close()
+        if self.agent.process is not None and self.agent.process.poll() is None:
+            self.agent.kill()
+        self.agent.start(crash_point)
+        self.client = Client.dev(str(self.agent.dir))
+        self.settle()
+
+    def settle(self) -> None:
+        """Until every domain of the pool is usable and nothing waits for its recovery."""
+        self.wait(self._usable, "domains to be usable")
+        self.wait(self._idle, "recovery")
+
+    def _usable(self) -> bool:
+        found = self.call("Host.getStats")["storageDomains"]
+        return all(
+            (state := found.get(domain)) and state["valid"] and state["acquired"]
+            for domain in self.attached
+        )
+
+    def _idle(self) -> bool:
+        tasks = self.call("Host.getAllTasksStatuses").values()
+        jobs = self.call("Host.getJobs").values()
+        return all(task["taskState"] == "finished" for task in tasks) and all(
+            job["status"] in ("done", "failed", "aborted") for job in jobs
+        )
+
+    @staticmethod
+    def wait(condition: Any, what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+            time.sleep(0.05)
+
+    # -- verbs -------------------------------------------------------------------------------
+
+    def call(self, verb: str, **params: Any) -> Any:
+        return self.client.call(verb, params)
+
+    def task(self, verb: str, **params: Any) -> str:
+        """Start a task and wait for its end; "" or what went wrong."""
+        task = self.call(verb, **params)
+        while (status := self.call("Task.getStatus", taskID=task))["taskState"] != "finished":
+            time.sleep(0.02)
+        self.call("Task.clear", taskID=task)
+        return "" if status["code"] == 0 else f"{status['code']} {status['message']}"
+
+    def job(self, verb: str, **params: Any) -> str:
+        """Start a job and wait for its end; "" or what went wrong."""
+        job = new_id()
+        self.call(verb, job_id=job, **params)
+        while (state := self.call("Host.getJobs", job_ids=[job])[job])["status"] in (
+            "pending", "running", "aborting",
+        ):  # fmt: skip
+            time.sleep(0.02)
+        return "" if state["status"] == "done" else json.dumps(state)
+
+    def connect_server(self, server: StorageServer) -> None:
+        found = self.call(
+            "StoragePool.connectStorageServer", storagepoolID=NO_UUID, domainType=server.type,
+            connectionParams=[server.as_map()],
+        )  # fmt: skip
+        assert [row["status"] for row in found] == [0], found
+
+    def create_domain(self, domain: str, server: StorageServer) -> None:
+        self.call(
+            "StorageDomain.create", storagedomainID=domain, domainType=server.type, version="5",
+            typeArgs=server.spec, name="walk", domainClass=1, blockSize=0, maxHosts=250,
+        )  # fmt: skip
+
+    def create_pool(self) -> None:
+        self.call(
+            "StoragePool.create", storagepoolID=self.pool, name="walk", masterSdUUID=self.main,
+            masterVersion=1, domainList=self.attached, lockRenewalIntervalSec=5,
+            leaseTimeSec=60, ioOpTimeoutSec=10, leaseRetries=3,
+        )  # fmt: skip
+
+    def connect_pool(self, master: str = "", version: int = 1) -> None:
+        self.call(
+            "StoragePool.connect", storagepoolID=self.pool, hostID=1, scsiKey=self.pool,
+            masterSdUUID=master or self.main, masterVersion=version,
+            domainDict=dict.fromkeys(self.attached, "active"),
+        )  # fmt: skip
+
+    def ids(self, image: str, volume: str, domain: str = "") -> dict[str, str]:
+        return {
+            "storagepoolID": self.pool, "storagedomainID": domain or self.main,
+            "imageID": image, "volumeID": volume,
+        }  # fmt: skip
+
+    def new_volume(self, image: str, volume: str, **more: Any) -> dict[str, Any]:
+        """Parameters of Volume.create for a small raw sparse volume."""
+        domain = more.pop("domain", self.main)
+        return {
+            **self.ids(image, volume, domain), "size": str(8 * MIB), "volFormat": RAW,
+            "preallocate": 2, "diskType": "DATA", "desc": "walk", "srcImgUUID": NO_UUID,
+            "srcVolUUID": NO_UUID, **more,
+        }  # fmt: skip
+
+    def create(self, image: str, **more: Any) -> str:
+        volume = new_id()
+        assert self.task("Volume.create", **self.new_volume(image, volume, **more)) == ""
+        return volume
+
+    def chain(self, fmt: int = RAW) -> tuple[str, str, str]:
+        """An image of a base and a snapshot, each with some data."""
+        image = new_id()
+        base = self.create(image, volFormat=fmt)
+        top = self.create(image, volFormat=COW, srcImgUUID=image, srcVolUUID=base, sequence=2)
+        for volume, name, place in ((base, "raw" if fmt == RAW else "qcow2", 0), (top, "qcow2", 1)):
+            self.write(image, volume, name, place)
+        return image, base, top
+
+    def write(self, image: str, volume: str, fmt: str, place: int) -> None:
+        path = self.call("Image.prepare", **self.ids(image, volume))["path"]
+        command = f"write -P {0x50 + place} {place}M 1M"
+        subprocess.run(["qemu-io", "-f", fmt, "-c", command, path], check=True, timeout=60,
+                       capture_output=True)  # fmt: skip
+        self.call("Image.teardown", **self.ids(image, volume))
+
+    def volumes(self, image: str, domain: str = "") -> list[str]:
+        found: list[str] = self.call(
+            "StorageDomain.getVolumes", storagedomainID=domain or self.main,
+            storagepoolID=self.pool, imageID=image,
+        )  # fmt: skip
+        return found
+
+    def images(self, domain: str = "") -> list[str]:
+        found: list[str] = self.call(
+            "StorageDomain.getImages", storagedomainID=domain or self.main
+        )
+        return found
+
+    def info(self, image: str, volume: str, domain: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = self.call("Volume.getInfo", **self.ids(image, volume, domain))
+        return found
+
+    def div(self, image: str, volume: str, domain: str = "") -> dict[str, Any]:
+        """An endpoint of a job, with the volume's present generation."""
+        generation = self.info(image, volume, domain)["generation"]
+        return {
+            "endpoint_type": "div", "sd_id": domain or self.main, "img_id": image,
+            "vol_id": volume, "generation": generation,
+        }  # fmt: skip
+
+    def exists(self, domain: str) -> bool:
+        try:
+            self.call("StorageDomain.getInfo", storagedomainID=domain)
+        except RemoteError as error:
+            assert error.code == 358, error
+            return False
+        return True
+
+    # -- what must hold ----------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Nothing half made on any domain of the pool, nothing left running or held."""
+        for server, domain in zip(self.servers, (self.main, self.second), strict=True):
+            if domain in self.attached:
+                self._check_domain(Path(server.spec) / domain, domain)
+        journal = self.agent.dir / "state" / "journal"
+        for path in journal.glob("*.json"):
+            entry = json.loads(path.read_text())
+            assert entry["state"] == "finished", f"{entry['kind']} was not recovered: {entry}"
+
+    def _check_domain(self, root: Path, domain: str) -> None:
+        for path in root.rglob("*"):
+            assert not path.name.endswith(".new"), path
+            assert not path.name.startswith("_remove_me_"), path
+        parents: dict[tuple[str, str], dict[str, Any]] = {}
+        for image in (root / "images").iterdir():
+            files = {path.name for path in image.iterdir()}
+            volumes = {name.removesuffix(".meta") for name in files if name.endswith(".meta")}
+            known = volumes | {f"{v}.meta" for v in volumes} | {f"{v}.lease" for v in volumes}
+            assert files <= known, f"half made in {image}: {files - known}"
+            assert volumes <= files, f"without data in {image}: {volumes - files}"
+            assert volumes, f"empty image {image}"
+            assert set(self.volumes(image.name, domain)) == volumes
+            for volume in volumes:
+                parents[image.name, volume] = self.info(image.name, volume, domain)
+        for (image_id, volume), info in parents.items():
+            self._check_volume(root / "images" / image_id / volume, info)
+            lease = info.get("lease")
+            assert lease is None or lease["owners"] == [], f"lease of {volume} is held: {lease}"
+            kids = [v for (i, v), k in parents.items() if i == image_id and k["parent"] == volume]
+            # A merged volume that waits for its deletion is ILLEGAL and belongs to no chain.
+            if info["voltype"] != "SHARED" and (kids or info["legality"] == "LEGAL"):
+                assert info["voltype"] == ("INTERNAL" if kids else "LEAF"), (volume, kids, info)
+            if info["parent"] != NO_UUID:
+                assert (image_id, info["parent"]) in parents, f"{volume} lost its parent"
+
+    @staticmethod
+    def _check_volume(path: Path, info: dict[str, Any]) -> None:
+        if info["format"] == "COW" and info["legality"] == "LEGAL":
+            argv = ["qemu-img", "check", "-q", "-f", "qcow2", str(path)]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode in (0, 3), f"{path}: {done.stderr}"
