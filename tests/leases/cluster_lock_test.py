@@ -106,8 +106,8 @@ def test_held_for_long_and_for_short_at_once(lock: SanlockClusterLock) -> None:
     assert lock.inquire().owners == (7,)
     lock.release()
     assert lock.inquire().last_owner == 7
-    with pytest.raises(RuntimeError):
-        lock.release()
+    lock.release()  # one too many does no harm
+    assert not lock.is_held()
 
 
 @pytest.mark.sanlock

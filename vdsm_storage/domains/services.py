@@ -131,6 +131,13 @@ class DomainServices:
             return False
         return domain.lockspace is None or domain.lockspace.is_held()
 
+    def guarded_by(self, sd_id: str) -> set[str]:
+        """The domains that nobody may write to without the domain's leases."""
+        pool = self.pools.connected()
+        if pool is None or pool.master != sd_id:
+            return {sd_id}
+        return {sd_id, *pool.domains}
+
     def domain_available(self, sd_id: str) -> None:
         self.pools.domain_available(sd_id)
 

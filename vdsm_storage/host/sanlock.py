@@ -8,6 +8,11 @@ such a late call still obtains is given back by the thread itself.
 Leases belong to this process through a registered connection.  There is one a lockspace: the
 daemon serves one command at a time on a connection, and a domain that hangs must not keep the
 others waiting.  When the process ends, however it ends, the daemon frees all its leases.
+
+When a host id cannot be renewed, the daemon wants the process that has leases under it to let go,
+and kills it after 40 seconds if it does not: before any other host can take those leases.  It
+tells by making a file named after the lockspace in `lost_dir` (leases/lost.py looks there).
+Without such a directory it sends SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,7 +28,6 @@ from typing import Any, Final
 
 import sanlock
 
-from vdsm_storage.base.units import MIB
 from vdsm_storage.errors import (
     AcquireHostIdFailure,
     AcquireLockFailure,
@@ -36,67 +40,20 @@ from vdsm_storage.errors import (
     SanlockLVBError,
 )
 from vdsm_storage.host.bounded import BoundedCall
+from vdsm_storage.host.sanlock_model import (
+    HELD,
+    NO_LEASE,
+    Failure,
+    HostState,
+    Place,
+    Resource,
+    reason,
+)
 
 IO_CALL: Final = 6.0  # I/O time-outs that one call may take: a few reads and writes in a row
 SHORT: Final = 20.0  # seconds for what the daemon answers from memory
 LVB_SIZE: Final = 512  # bytes
-
-# sanlock_rv.h: a live host has the lease, or several ask for it at this moment
-_HELD: Final = frozenset({-243, -244, -245, -246, -247, errno.EEXIST, errno.EAGAIN, errno.EBUSY})
-_NO_LEASE: Final = -223  # there is no lease record at this place
-_REASONS: Final = {
-    -220: "its storage cannot be read",
-    -221: "its storage cannot be written",
-    _NO_LEASE: "no lease was ever written there",
-    -226: "the lease there is of another domain",
-    -227: "another lease is there",
-    -243: "its owner is alive",
-    -244: "its owner is alive",
-    -245: "another host got it first",
-    -246: "several hosts ask for it at once",
-    -262: "another host uses this host id, or did a moment ago: give each host an id of its own",
-    errno.EEXIST: "this host has it already",
-    errno.ENOSPC: "this host has no host id on the domain yet: connect the storage pool and wait",
-    errno.ECONNREFUSED: "the sanlock daemon does not run: start it (systemctl start sanlock)",
-    errno.EINPROGRESS: "it is being acquired",
-}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a lease or a lockspace is; `align` and `sector` in bytes."""
-
-    path: str
-    offset: int = 0
-    align: int = MIB
-    sector: int = 512
-
-    @property
-    def disks(self) -> list[tuple[str, int]]:
-        return [(self.path, self.offset)]
-
-
-@dataclass(frozen=True)
-class Resource:
-    """What a lease's leader record says of itself; empty names for a cleared one."""
-
-    lockspace: str
-    resource: str
-    version: int
-
-
-@dataclass(frozen=True)
-class HostState:
-    """A host in a lockspace; `flags` is one of sanlock.HOST_*."""
-
-    host_id: int
-    generation: int
-    timestamp: int
-    flags: int
-
-    @property
-    def alive(self) -> bool:
-        return bool(self.flags == sanlock.HOST_LIVE)
+TELL: Final = "/usr/bin/touch"  # run by the daemon with the marker's path
 
 
 @dataclass
@@ -104,37 +61,33 @@ class _Connection:
     fd: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    marker: str = ""  # the file that tells that the lockspace's leases are lost
+
     def registered(self) -> int:
         """The descriptor; registers this process the first time.  Called with the lock held."""
         if self.fd is None:
-            self.fd = sanlock.register()
+            fd = sanlock.register()
+            if self.marker:
+                sanlock.killpath(TELL, [self.marker], slkfd=fd)
+            self.fd = fd
         return self.fd
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """The error that a call raises; `busy` when who is in the way may go away."""
-
-    error: type[AgentError]
-    facts: dict[str, Any]
-    busy: type[AgentError] | None = None
-
-    def of(self, reason: str, *, busy: bool) -> AgentError:
-        error = self.busy if busy and self.busy is not None else self.error
-        return error(reason=reason, **self.facts)
-
-
 class Sanlock:
-    """`run_dir` is the daemon's run directory, "" for the system's; `io_timeout` in seconds.
+    """`run_dir` is the daemon's run directory, "" for the system's; `io_timeout` in seconds;
+    `lost_dir`, made here, is where the daemon tells of leases that are lost, "" for SIGTERM.
 
     The binding reads the run directory from the environment, so one process talks to one daemon.
     """
 
-    def __init__(self, run_dir: str = "", io_timeout: int = 10) -> None:
+    def __init__(self, run_dir: str = "", io_timeout: int = 10, lost_dir: str = "") -> None:
         if run_dir:
             os.environ["SANLOCK_RUN_DIR"] = run_dir
             os.environ["SANLOCK_PRIVILEGED"] = "0"
+        if lost_dir:
+            os.makedirs(lost_dir, mode=0o700, exist_ok=True)
         self.io_timeout = io_timeout
+        self.lost_dir = lost_dir
         self._lock = threading.Lock()
         self._connections: dict[str, _Connection] = {}
 
@@ -262,7 +215,7 @@ class Sanlock:
                     place.path, place.offset, align=place.align, sector=place.sector
                 )
             except sanlock.SanlockException as error:
-                if error.errno == _NO_LEASE:
+                if error.errno == NO_LEASE:
                     return None
                 raise
             return Resource(
@@ -318,7 +271,7 @@ class Sanlock:
                 )
 
         facts = _lease(lockspace, resource, place)
-        failure = _Failure(AcquireLockFailure, facts, LeaseHeldElsewhere)
+        failure = Failure(AcquireLockFailure, facts, LeaseHeldElsewhere)
         self._run("acquire", call, timeout, failure, connection.lock, undo)
 
     def release(self, lockspace: str, resource: str, place: Place) -> None:
@@ -333,7 +286,7 @@ class Sanlock:
                 slkfd=connection.registered(),
             )
 
-        failure = _Failure(ReleaseLockFailure, _lease(lockspace, resource, place))
+        failure = Failure(ReleaseLockFailure, _lease(lockspace, resource, place))
         self._run("release", call, self.io_seconds, failure, connection.lock)
 
     def held(self, lockspace: str) -> list[str]:
@@ -345,7 +298,7 @@ class Sanlock:
             return [lease["resource"].decode() for lease in found]
 
         facts = {"resource": "leases", "lockspace": lockspace, "path": "-", "offset": 0}
-        failure = _Failure(SanlockInquireError, facts)
+        failure = Failure(SanlockInquireError, facts)
         result: list[str] = self._run("inquire", call, SHORT, failure, connection.lock)
         return result
 
@@ -376,38 +329,37 @@ class Sanlock:
 
     def _connection(self, lockspace: str) -> _Connection:
         with self._lock:
-            return self._connections.setdefault(lockspace, _Connection())
+            connection = self._connections.get(lockspace)
+            if connection is None:
+                marker = os.path.join(self.lost_dir, lockspace) if self.lost_dir else ""
+                connection = self._connections[lockspace] = _Connection(marker=marker)
+            return connection
 
     def _io(self, call: Callable[[], Any], error: type[AgentError], facts: dict[str, Any]) -> Any:
-        return self._run("io", call, self.io_seconds, _Failure(error, facts))
+        return self._run("io", call, self.io_seconds, Failure(error, facts))
 
     def _short(
         self, name: str, call: Callable[[], Any], error: type[AgentError], facts: dict[str, Any]
     ) -> Any:
-        return self._run(name, call, SHORT, _Failure(error, facts))
+        return self._run(name, call, SHORT, Failure(error, facts))
 
     @staticmethod
     def _run(
         name: str,
         call: Callable[[], Any],
         timeout: float,
-        failure: _Failure,
+        failure: Failure,
         turn: AbstractContextManager[Any] | None = None,
         undo: Callable[[], None] | None = None,
     ) -> Any:
         try:
             return BoundedCall(call, turn or contextlib.nullcontext(), undo).run(name, timeout)
         except sanlock.SanlockException as cause:
-            raise failure.of(_reason(cause), busy=cause.errno in _HELD) from cause
+            text = reason(cause.errno, str(cause.args[-1]))
+            raise failure.of(text, busy=cause.errno in HELD) from cause
         except TimeoutError as cause:
-            reason = f"no answer in {timeout:.0f} s; the storage hangs, or the owner has just died"
-            raise failure.of(reason, busy=True) from cause
-
-
-def _reason(error: sanlock.SanlockException) -> str:
-    number = error.errno
-    text = _REASONS.get(number) or str(error.args[-1])
-    return f"{text} (sanlock {number})"
+            text = f"no answer in {timeout:.0f} s; the storage hangs, or the owner has just died"
+            raise failure.of(text, busy=True) from cause
 
 
 def _place(place: Place) -> dict[str, Any]:

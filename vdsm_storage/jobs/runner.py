@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -287,6 +287,15 @@ class Runner:
             if not running.interrupted:
                 self._change(running, j.ABORTING, durable=False)
             running.operation.cancel.request()
+
+    def stop_domains(self, domains: Collection[str]) -> None:
+        """Ask everything to stop that works on one of `domains`."""
+        with self._lock:
+            running = [r for r in self._running.values() if not r.done.is_set()]
+        for each in running:
+            if not each.interrupted and not set(each.entry.domains).isdisjoint(domains):
+                log.warning("Stopping %s %s", each.entry.verb, each.entry.id)
+                self.stop(each)
 
     def stop_all(self, timeout: float) -> None:
         """Ask everything to stop and wait `timeout` seconds in all; what goes on, or has not

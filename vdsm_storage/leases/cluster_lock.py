@@ -18,6 +18,7 @@ from typing import Protocol
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.errors import (
+    AcquireLockFailure,
     AgentError,
     LeaseHeldElsewhere,
     ReleaseLockFailure,
@@ -36,6 +37,8 @@ class _Backend(Protocol):
 
     def release(self) -> None: ...
 
+    def lost(self) -> AgentError: ...
+
 
 class CountedLock:
     """Counts the holds of `backend` within this process."""
@@ -45,18 +48,54 @@ class CountedLock:
         self._backend = backend
         self._clock = clock
         self._changed = threading.Condition()
-        self._count = 0
+        self._count = 0  # holds in all
+        self._kept = 0  # those of acquire(), without an operation behind them
+        self._lost = False
         self._busy = False  # a thread is acquiring or releasing
 
     @contextlib.contextmanager
     def held(self, timeout: float) -> Iterator[None]:
-        self.acquire(timeout)
+        self._enter(timeout)
         try:
             yield
         finally:
-            self.release()
+            with self._changed:
+                last = self._leave()
+            if last:
+                self._give_back()
 
     def acquire(self, timeout: float) -> None:
+        self._enter(timeout)
+        with self._changed:
+            self._kept += 1
+
+    def release(self) -> None:
+        """Give one acquire() back; nothing happens when it was lost."""
+        with self._changed:
+            if not self._kept:
+                return
+            self._kept -= 1
+            last = self._leave()
+        if last:
+            self._give_back()
+
+    def lose(self) -> None:
+        """The daemon wants the lease back: others may have it soon.
+
+        No operation joins any more, those that run have to end, and the last one gives it back.
+        """
+        with self._changed:
+            if self._count == 0:
+                return
+            self._lost = True
+            self._count -= self._kept
+            self._kept = 0
+            last = self._count == 0
+            self._busy = last
+        if last:
+            self._give_back()
+
+    def _enter(self, timeout: float) -> None:
         deadline = Deadline(self._clock, timeout)
         with self._changed:
             while self._busy:
@@ -65,6 +104,8 @@ class CountedLock:
                         domain=self._domain, owner="another operation here", seconds=timeout
                     )
                 self._changed.wait(deadline.left())
+            if self._lost:
+                raise self._backend.lost()
             if self._count:
                 self._count += 1
                 return
@@ -79,15 +120,13 @@ class CountedLock:
                 self._count = int(taken)
                 self._changed.notify_all()
 
-    def release(self) -> None:
-        with self._changed:
-            if self._count < 1:
-                raise RuntimeError(f"the lock of domain {self._domain} is not held")
-            if self._count > 1:
-                self._count -= 1
-                return
-            self._count = 0
-            self._busy = True
+    def _leave(self) -> bool:
+        """Take one hold off; True: the caller gives the lock back.  Called with `_changed`."""
+        self._count -= 1
+        self._busy = self._count == 0
+        return self._busy
+
+    def _give_back(self) -> None:
         try:
             self._backend.release()
         except ReleaseLockFailure as error:
@@ -95,12 +134,12 @@ class CountedLock:
             log.error("%s", error)
         finally:
             with self._changed:
-                self._busy = False
+                self._busy = self._lost = False
                 self._changed.notify_all()
 
     def is_held(self) -> bool:
         with self._changed:
-            return self._count > 0
+            return self._count > 0 and not self._lost
 
 
 class _SanlockBackend:
@@ -119,6 +158,15 @@ class _SanlockBackend:
     def release(self) -> None:
         self._leases.release(self._spec)
 
+    def lost(self) -> AgentError:
+        return AcquireLockFailure(
+            lockspace=self._spec.lockspace,
+            resource=self._spec.resource,
+            path=self._spec.path,
+            offset=self._spec.offset,
+            reason="this host's id on the domain could not be renewed; look at its storage",
+        )
+
     def _owner(self) -> str:
         try:
             owners = self._leases.state(self._spec).owners
@@ -134,6 +182,7 @@ class SanlockClusterLock(CountedLock):
         super().__init__(spec.lockspace, _SanlockBackend(leases, spec), clock)
         self._leases = leases
         self.spec = spec
+        leases.lost.watch(spec.lockspace, self)
 
     def inquire(self) -> LeaseState:
         return self._leases.state(self.spec)

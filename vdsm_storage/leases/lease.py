@@ -12,9 +12,11 @@ from typing import Final
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.files import read_direct
 from vdsm_storage.errors import LeaseHeldElsewhere, SanlockInquireError, SanlockLVBError
-from vdsm_storage.host.sanlock import LVB_SIZE, Place, Sanlock
+from vdsm_storage.host.sanlock import LVB_SIZE, Sanlock
+from vdsm_storage.host.sanlock_model import Place
 from vdsm_storage.leases.index import Index
 from vdsm_storage.leases.leader import LEADER_SIZE, Leader, parse_leader
+from vdsm_storage.leases.lost import LostLeases
 from vdsm_storage.leases.model import Geometry, LeaseSpec, LeaseState
 from vdsm_storage.leases.slots import Slots
 
@@ -31,6 +33,7 @@ class Leases:
     def __init__(self, sanlock: Sanlock, clock: Clock) -> None:
         self._sanlock = sanlock
         self._clock = clock
+        self.lost = LostLeases(sanlock.lost_dir)
 
     # -- on storage --------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ class _Flock:
         os.close(self._fd)
         self._fd = None
 
+    def lost(self) -> AcquireLockFailure:
+        return self._failure(OSError(errno.EIO, "the lock was lost"))
+
     def is_free(self) -> bool:
         """Whether nobody has it, this process included."""
         try:

@@ -15,7 +15,8 @@ from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.errors import AcquireHostIdFailure, AgentError, HostIdConflict
-from vdsm_storage.host.sanlock import HostState, Place, Sanlock
+from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.host.sanlock_model import HostState, Place
 from vdsm_storage.leases.model import Geometry
 
 log = logging.getLogger("leases")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A host whose id cannot be renewed lets go of its leases, and lives on if it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vdsm_storage.base.clock import SystemClock
+from vdsm_storage.errors import AcquireLockFailure
+from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.leases.cluster_lock import SanlockClusterLock
+from vdsm_storage.leases.lease import Leases
+
+pytestmark = pytest.mark.sanlock
+
+
+@pytest.fixture
+def losable(joined: Any, sanlock_daemon: str, tmp_path: Path) -> Any:
+    """Leases of the joined lockspace that look for markers in tmp_path / lost."""
+    leases = Leases(Sanlock(sanlock_daemon, 1, str(tmp_path / "lost")), SystemClock())
+    yield leases
+    leases.lost.close()
+
+
+def test_operations_end_and_the_last_gives_back(joined: Any, losable: Any, tmp_path: Path) -> None:
+    spec = joined.new_lease()
+    lock = SanlockClusterLock(losable, spec, SystemClock())
+    stale = tmp_path / "lost" / spec.lockspace
+    stale.touch()
+    told: list[str] = []
+    stopped = threading.Event()
+    losable.lost.start(lambda sd_id: (told.append(sd_id), stopped.set()))
+    lock.acquire(5)  # the pool manager's
+    with lock.held(5):
+        stale.touch()
+        assert stopped.wait(10)
+        while lock.is_held():
+            stopped.wait(0.01)
+        with pytest.raises(AcquireLockFailure, match="could not be renewed"), lock.held(1):
+            pass
+        assert losable.state(spec).owners == (7,)  # until the operation has ended
+    assert losable.state(spec).owners == ()
+    lock.release()  # the manager's hold is gone already
+    with lock.held(5):
+        assert lock.is_held()
+    assert told == [spec.lockspace]
+
+
+SCRIPT = """
+import sys, threading, time
+from vdsm_storage.base.clock import SystemClock
+from vdsm_storage.base.units import MIB
+from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.leases.cluster_lock import SanlockClusterLock
+from vdsm_storage.leases.lease import Leases
+from vdsm_storage.leases.lockspace import Lockspace
+from vdsm_storage.leases.model import Geometry, LeaseSpec
+
+run_dir, directory, ids = sys.argv[1:]
+clock = SystemClock()
+sanlock = Sanlock(run_dir, 1, directory + "/lost")
+leases = Leases(sanlock, clock)
+sd_id = "11111111-2222-3333-4444-555555555555"
+leases.write_lockspace(sd_id, ids, Geometry())
+spec = LeaseSpec(sd_id, "SDM", directory + "/leases", MIB)
+leases.write(spec)
+lockspace = Lockspace(sanlock, sd_id, ids, Geometry(), clock)
+lockspace.acquire(1, 60)
+lock = SanlockClusterLock(leases, spec, clock)
+stopped = threading.Event()
+leases.lost.start(lambda sd_id: stopped.set())
+lock.acquire(5)
+with lock.held(5):
+    print("held", flush=True)
+    assert stopped.wait(60)
+while lock.is_held() or lockspace.is_held():
+    time.sleep(0.1)
+print("let go", flush=True)
+time.sleep(3)  # sanlock has no reason to kill it
+print("alive", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.mount
+def test_storage_of_the_host_id_dies(sanlock_daemon: str, tmp_path: Path) -> None:
+    backing = tmp_path / "ids"
+    backing.write_bytes(bytes(1024 * 1024))
+    (tmp_path / "leases").touch()
+    loop = subprocess.run(
+        ["losetup", "-f", "--show", str(backing)], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+    root = Path(__file__).parent.parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, sanlock_daemon, str(tmp_path), loop],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == "held"
+        os.truncate(backing, 0)  # every renewal is an I/O error from now on
+        assert process.stdout.readline().strip() == "let go"
+        assert process.stdout.readline().strip() == "alive"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stdout.close()
+        subprocess.run(["losetup", "-d", loop], check=True)
