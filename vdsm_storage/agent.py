@@ -67,7 +67,8 @@ class Agent:
         self._listener: Listener | None = None
         self._recovered = False
         self._make_authority = dev and config.tls.enabled
-        sanlock = Sanlock(config.paths.sanlock_run, config.sanlock.io_timeout)
+        lost = os.path.join(config.paths.run, "lost")
+        sanlock = Sanlock(config.paths.sanlock_run, config.sanlock.io_timeout, lost)
         self._daemon = (
             SanlockDaemon(config.paths.sanlock_run, config.sanlock.io_timeout) if dev else None
         )
@@ -144,6 +145,7 @@ class Agent:
         http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
+        self._leases.lost.start(self._leases_lost)
         await asyncio.gather(*starting)
         self._recovered = True
         self._lanes.submit(":restore", self._restore, STOP_SECONDS)
@@ -166,6 +168,7 @@ class Agent:
         health = self._services.health
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
         self._lockspaces.release_all()
+        self._leases.lost.close()
         self._lanes.close()
         if self._daemon is not None:
             self._daemon.stop()
@@ -187,6 +190,9 @@ class Agent:
 
     def _recover(self) -> None:
         self._runner.recover_domains(self._services.storage.usable)
+
+    def _leases_lost(self, sd_id: str) -> None:
+        self._runner.stop_domains(self._services.storage.guarded_by(sd_id))
 
     def _domain_usable(self, sd_id: str) -> None:
         self._services.storage.domain_available(sd_id)
