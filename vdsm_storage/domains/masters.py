@@ -29,6 +29,7 @@ CREATE: Final = "pool.create"
 RECONSTRUCT: Final = "pool.reconstruct"
 SWITCH: Final = "pool.switch_master"
 DESTROY: Final = "pool.destroy"
+FOUND: Final = "found:"  # an operation's domain that has to be found; host ids it gets itself
 
 # Renewal interval, lease time, I/O time-out, retries; with them the format turns LOCKPOLICY on.
 DEFAULT_LEASE: Final = (5, 60, 10, 3)
@@ -93,7 +94,7 @@ class Masters:
         return (
             Kind(CREATE, ("members", "written"), self._create, self._recover_create),
             Kind(RECONSTRUCT, ("promoted",), self._reconstruct, self._recover_reconstruct),
-            Kind(SWITCH, ("promoted", "demoted"), self._switch, self._recover_switch),
+            Kind(SWITCH, ("promoted", "known"), self._switch, self._recover_switch),
             Kind(DESTROY, ("members",), self._destroy, self._recover_destroy),
         )
 
@@ -194,8 +195,14 @@ class Masters:
     def switch_request(self, pool: Pool, new_master: str, version: int) -> Request:
         if new_master not in pool.domains:
             raise StorageDomainNotInPool(domain=new_master, pool=pool.id)
-        params = {"id": pool.id, "old": pool.master, "new": new_master, "version": version}
-        domains = [pool.master, new_master]
+        params = {
+            "id": pool.id,
+            "old": pool.master,
+            "new": new_master,
+            "version": version,
+            "host_id": pool.host_id,
+        }
+        domains = [FOUND + pool.master, FOUND + new_master]
         return Request(SWITCH, params, domains, "switchMaster", lane=pool.id)
 
     def _switch(self, op: Operation) -> None:
@@ -204,19 +211,24 @@ class Masters:
         with old.lock.held(self._lock_timeout), new.lock.held(self._lock_timeout):
             new.update_metadata({"ROLE": md.MASTER})
             op.step("promoted", abortable=False)
-            old.update_metadata({"ROLE": md.REGULAR})
-            op.step("demoted", abortable=False)
+            # From here on a restart connects the pool with the new master.
             self._now_master(op)
+            op.step("known", abortable=False)
+            old.update_metadata({"ROLE": md.REGULAR})
 
     def _recover_switch(self, op: Operation) -> bool:
         old = self._registry.get(op.params["old"])
         new = self._registry.get(op.params["new"])
         if not new.metadata().is_master:
             return False
-        if old.metadata().is_master:
-            with old.lock.held(self._lock_timeout), new.lock.held(self._lock_timeout):
-                old.update_metadata({"ROLE": md.REGULAR})
         self._now_master(op)
+        if old.metadata().is_master:
+            number = op.params["host_id"]
+            with (
+                host_id(new, number, self._host_id_timeout),
+                new.own_lock.held(self._lock_timeout),
+            ):
+                self._write(old, number, {"ROLE": md.REGULAR})
         return True
 
     def _now_master(self, op: Operation) -> None:
@@ -236,18 +248,25 @@ class Masters:
             for sd_id in pool.domains:
                 self._registry.get(sd_id)
             others = [sd for sd in pool.domains if sd != pool.master]
-            params = {"id": pool_id, "master": pool.master, "domains": others}
-            request = Request(DESTROY, params, [pool.master, *others], "StoragePool.destroy")
-            self._runner.run(request)
+            params = {
+                "id": pool_id,
+                "master": pool.master,
+                "domains": others,
+                "host_id": pool.host_id,
+            }
+            needed = [FOUND + sd_id for sd_id in pool.domains]
+            self._runner.run(Request(DESTROY, params, needed, "StoragePool.destroy"))
         self._pools.disconnect(pool_id)
 
     def _destroy(self, op: Operation) -> None:
         master = self._registry.get(op.params["master"])
-        with master.lock.held(self._lock_timeout):
+        number = op.params["host_id"]
+        with (
+            host_id(master, number, self._host_id_timeout),
+            master.own_lock.held(self._lock_timeout),
+        ):
             for sd_id in op.params["domains"]:
-                domain = self._registry.get(sd_id)
-                with domain.lock.held(self._lock_timeout):
-                    domain.update_metadata(FREE)
+                self._write(self._registry.get(sd_id), number, FREE)
             op.step("members", abortable=False)
             master.update_metadata(FREE)
 
@@ -269,8 +288,8 @@ def _request(kind: str, new: NewPool, verb: str) -> Request:
         "host_id": new.host_id,
     }
     # A lost domain must not keep the reconstruction of its pool from being recovered.
-    needed = [new.master] if kind == RECONSTRUCT else list(new.domains)
-    return Request(kind, params, needed, verb)
+    needed = [new.master] if kind == RECONSTRUCT else new.domains
+    return Request(kind, params, [FOUND + sd_id for sd_id in needed], verb)
 
 
 def _others(params: Mapping[str, Any]) -> list[str]:

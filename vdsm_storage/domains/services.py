@@ -17,13 +17,13 @@ from vdsm_storage.domains import dump
 from vdsm_storage.domains.connection import Connections
 from vdsm_storage.domains.lifecycle import Lifecycle
 from vdsm_storage.domains.links import Links
-from vdsm_storage.domains.masters import Masters
+from vdsm_storage.domains.masters import FOUND, Masters
 from vdsm_storage.domains.members import Members
 from vdsm_storage.domains.pool import Pools, Watcher
 from vdsm_storage.domains.registry import Leasing, Registry
 from vdsm_storage.domains.remembered import Remembered, boot_id
 from vdsm_storage.domains.spm import Spm
-from vdsm_storage.errors import StoragePoolWrongMaster
+from vdsm_storage.errors import AgentError, StoragePoolWrongMaster
 from vdsm_storage.host.mount import Mounts
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
@@ -123,12 +123,16 @@ class DomainServices:
     # -- recovery ----------------------------------------------------------------------------
 
     def usable(self, name: str) -> bool:
-        """Whether a domain (UUID) or a connection (path) that an operation needs is there."""
+        """Whether what an operation needs is there: a connection (path), a domain that is found
+        (`found:UUID`), or one on which this host can take leases (UUID)."""
         if name.startswith("/"):
             return self.connections.is_connected(name)
-        domain = self.registry.peek(name)
-        if domain is None:
+        try:
+            domain = self.registry.get(name.removeprefix(FOUND))
+        except AgentError:
             return False
+        if name.startswith(FOUND):
+            return True
         return domain.lockspace is None or domain.lockspace.is_held()
 
     def guarded_by(self, sd_id: str) -> set[str]:
