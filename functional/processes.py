@@ -61,6 +61,9 @@ class AgentProcess:
         self.process.wait(STOP)
         self._close()
 
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def wait_dead(self) -> None:
         """After an armed crash point."""
         assert self.process is not None
@@ -69,14 +72,19 @@ class AgentProcess:
 
     def kill_host(self) -> None:
         """kill -9 of the agent and its sanlock: what a power cut does to both."""
-        pid = int((self.dir / "sanlock" / "sanlock.pid").read_text())
+        self.kill_sanlock()  # first: it would give back what the agent holds
         self.kill()
-        os.kill(pid, signal.SIGKILL)
+
+    def kill_sanlock(self) -> None:
+        os.kill(int((self.dir / "sanlock" / "sanlock.pid").read_text()), signal.SIGKILL)
 
     def stop(self) -> str:
         """SIGTERM; returns what was wrong, "" if it ended cleanly."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None:
             return ""
+        if self.process.poll() is not None:  # it was killed: another run cleans up
+            self._close()
+            self.start()
         self.process.send_signal(signal.SIGTERM)
         try:
             code = self.process.wait(STOP)
@@ -84,6 +92,7 @@ class AgentProcess:
             self.process.kill()
             return f"{self.dir.name}: did not end within {STOP} s"
         self._close()
+        self.process = None
         return f"{self.dir.name}: exit code {code}" if code else ""
 
     def _close(self) -> None:

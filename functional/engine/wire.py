@@ -108,6 +108,8 @@ class Connection:
             "ovirtCorrelationId": request_id[:8],
         }
         try:
+            if self._closed.is_set():  # after registering: the reader tells who waits by then
+                raise NetworkError(f"{method}: the connection is lost")
             self._frame("SEND", headers, body)
             reply = inbox.get(timeout=timeout)
         except (queue.Empty, OSError) as error:
