@@ -31,7 +31,7 @@ BLANK = str(uuid.UUID(int=0))
 BIN = Path(sys.executable).parent
 
 
-class Failed(Exception):
+class CheckFailedError(Exception):
     """A check did not hold."""
 
 
@@ -46,13 +46,13 @@ def title(text: str) -> None:
 def check(what: str, holds: bool) -> None:
     say(f"   {'ok  ' if holds else 'FAIL'}  {what}")
     if not holds:
-        raise Failed(what)
+        raise CheckFailedError(what)
 
 
 def tool(*argv: str) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
-        raise Failed(f"{' '.join(argv)}: {done.stderr.strip()}")
+        raise CheckFailedError(f"{' '.join(argv)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -106,7 +106,7 @@ class Demo:
             time.sleep(0.05)
         self.call("Task.clear", taskID=task)
         if status["code"] != 0:
-            raise Failed(f"{verb}: {status}")
+            raise CheckFailedError(f"{verb}: {status}")
 
     def job(self, job: str) -> dict[str, Any]:
         """Wait for the end of a job."""
@@ -334,7 +334,7 @@ def main() -> int:
         demo.stop()
         mounts = Path("/proc/self/mounts").read_text()
         check("no mount is left", str(directory) not in mounts)
-    except (Failed, RemoteError) as error:
+    except (CheckFailedError, RemoteError) as error:
         say(f"\nThe demo failed: {error}\nThe agent's log: {directory}/agent/agent.log")
         return 1
     finally:

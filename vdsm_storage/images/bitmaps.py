@@ -7,8 +7,10 @@ removed.  Nothing here fails over such leftovers.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from vdsm_storage.errors import (
     AddBitmapError,
@@ -25,6 +27,8 @@ from vdsm_storage.images import guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard, VolumeRef
+from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 
@@ -55,6 +59,21 @@ def bitmap_job(
     )
 
 
+@dataclass(frozen=True)
+class _Interrupted:
+    """A volume as an interrupted job left it."""
+
+    store: Store
+    target: VolumeRef
+    metadata: VolumeMetadata
+    path: str
+    names: frozenset[str]
+
+    def raise_generation(self) -> None:
+        after = self.metadata.with_(generation=guard.following(self.metadata.generation))
+        self.store.save(self.target.image, self.target.volume, after)
+
+
 class Bitmaps:
     """Jobs on the bitmaps of one volume."""
 
@@ -66,8 +85,8 @@ class Bitmaps:
         steps = ("locked", "changed", "done")
         return [
             Kind(ADD, steps, self._add, self._recover_add),
-            Kind(REMOVE, steps, self._remove, self._recover),
-            Kind(CLEAR, steps, self._clear, self._recover),
+            Kind(REMOVE, steps, self._remove, self._recover_remove),
+            Kind(CLEAR, steps, self._clear, self._recover_clear),
         ]
 
     def _add(self, op: Operation) -> None:
@@ -90,6 +109,7 @@ class Bitmaps:
         def remove(path: str, found: tuple[Bitmap, ...]) -> None:
             if all(bitmap.name != op.params["bitmap"] for bitmap in found):
                 raise BitmapDoesNotExist(volume=op.params["volume"], bitmap=op.params["bitmap"])
+            op.record(removing=True)
             self._drop(op, path, op.params["bitmap"])
 
         self._change(op, remove)
@@ -131,30 +151,52 @@ class Bitmaps:
 
     # -- recovery ----------------------------------------------------------------------------
 
-    def _recover(self, op: Operation) -> bool:
-        """What is left to remove can be removed by another job: nothing to take back."""
-        return self._ended(op)
-
     def _recover_add(self, op: Operation) -> bool:
         """A bitmap that was added without the generation saying so is taken away again."""
         if self._ended(op):
             return True
-        if not op.facts.get("adding"):
-            return False
-        target = VolumeRef.from_params(op.params)
-        try:
-            with self._guard.writing(target) as store:
-                now = store.load(target.image, target.volume)
-                if now.generation != op.facts["generation"]:
-                    return False  # fenced: it belongs to someone else now
-                path = store.path(target.image, target.volume)
-                with guard.active(store, target.image, [target.volume], prepared=False):
-                    bitmaps = self._qemu_img.info(Image(path, QCOW2)).bitmaps
-                    if any(bitmap.name == op.params["bitmap"] for bitmap in bitmaps):
-                        self._qemu_img.bitmap_remove(path, op.params["bitmap"])
-        except VolumeDoesNotExist:
-            return False
+        if op.facts.get("adding"):
+            with self._unfinished(op) as found:
+                if found is not None and op.params["bitmap"] in found.names:
+                    self._qemu_img.bitmap_remove(found.path, op.params["bitmap"])
         return False
+
+    def _recover_remove(self, op: Operation) -> bool:
+        """A bitmap that is gone cannot come back: the generation says so now."""
+        if self._ended(op):
+            return True
+        if op.facts.get("removing"):
+            with self._unfinished(op) as found:
+                if found is not None and op.params["bitmap"] not in found.names:
+                    found.raise_generation()
+                    return True
+        return False
+
+    def _recover_clear(self, op: Operation) -> bool:
+        """What is left to remove can be removed by another job: nothing to take back."""
+        return self._ended(op)
+
+    @contextlib.contextmanager
+    def _unfinished(self, op: Operation) -> Iterator[_Interrupted | None]:
+        """The volume of an interrupted job under its locks; None when it is gone, or fenced and
+        so somebody else's."""
+        target = VolumeRef.from_params(op.params)
+        with contextlib.ExitStack() as stack:
+            try:
+                store = stack.enter_context(self._guard.writing(target))
+                now = store.load(target.image, target.volume)
+            except VolumeDoesNotExist:
+                now = None
+            if now is None or now.generation != op.facts["generation"]:
+                yield None
+                return
+            stack.enter_context(
+                guard.active(store, target.image, [target.volume], prepared=False)
+            )
+            path = store.path(target.image, target.volume)
+            bitmaps = self._qemu_img.info(Image(path, QCOW2)).bitmaps
+            names = frozenset(bitmap.name for bitmap in bitmaps)
+            yield _Interrupted(store, target, now, path, names)
 
     def _ended(self, op: Operation) -> bool:
         """Whether the volume's generation says that the job came to its end."""
