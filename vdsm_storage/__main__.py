@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="vdsm-storaged", description="The storage agent of a hypervisor."
     )
     parser.add_argument(
-        "--dev", metavar="DIR", help="all state below DIR, with a TLS authority and a sanlock of its own"
+        "--dev",
+        metavar="DIR",
+        help="all state below DIR, with a TLS authority and a sanlock of its own",
     )
     parser.add_argument("--port", type=int, metavar="N", help="TCP port (0: any free one)")
     parser.add_argument("--no-tls", action="store_true", help="serve plain text, for a lab only")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The development authority, made by a process of its own: what it imports costs an agent memory."""
+"""The development authority, made by a process of its own: what that imports is large."""
 
 from __future__ import annotations
 
