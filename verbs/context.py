@@ -37,7 +37,7 @@ class Services:
     jobs: Jobs
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: one is made for every request
 class Context:
     """One request: the services, whose flow it belongs to, and who asks."""
 

@@ -50,7 +50,9 @@ class Output:
             return
         self.sent += 1
         if self._held is None:
-            self._write(data)
+            self._transport.write(data)
+            if self._paused:
+                self._check()
             return
         self._held.append(data)
         self._held_size += len(data)
@@ -92,12 +94,6 @@ class Output:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _write(self, data: bytes) -> None:
-        if not self._closed:
-            self._transport.write(data)
-            if self._paused:
-                self._check()
 
     def _check(self) -> None:
         if self._transport.get_write_buffer_size() > self._limit:

@@ -110,21 +110,28 @@ class Session(asyncio.Protocol):
             return
         if self._beats is not None:
             self._beats.received = True
-        self._output.hold()
         try:
-            for item in self._decoder.feed(data):
-                if item is not HeartBeat.BEAT:
-                    self._handle(item)
-                    if self._done:
-                        return
+            items = self._decoder.feed(data)
         except FrameError as error:
             self._fail(str(error))
-        finally:
-            self._output.release()
+            return
+        if len(items) == 1:
+            if items[0] is not HeartBeat.BEAT:
+                self._handle(items[0])
+        else:
+            self._handle_all(items)
         if self._caller.full:
             self._transport.pause_reading()
             if self._beats is not None:
                 self._beats.paused = True
+
+    def _handle_all(self, items: Sequence[Frame | HeartBeat]) -> None:
+        """Several frames that came in one piece are answered in one."""
+        self._output.hold()
+        for item in items:
+            if item is not HeartBeat.BEAT and not self._done:
+                self._handle(item)
+        self._output.release()
 
     def eof_received(self) -> bool:
         return False  # close
