@@ -280,7 +280,10 @@ class NoSpaceLeftOnDomain(AgentError):
 
 class MetadataOverflow(AgentError):
     code = 756
-    template = "The metadata of volume {volume} has {size} bytes, {limit} fit; shorten its description"
+    template = (
+        "The metadata of volume {volume} has {size} bytes, {limit} fit; shorten its "
+        "description"
+    )
 
 
 class MetadataCleared(AgentError):
@@ -382,7 +385,10 @@ class MetadataSealBroken(AgentError):
 
 class StorageDomainDoesNotExist(AgentError):
     code = 358
-    template = "Storage domain {domain} is on no connected storage; connect its storage server first"
+    template = (
+        "Storage domain {domain} is on no connected storage; connect its storage server "
+        "first"
+    )
 
 
 class StorageDomainAlreadyExists(AgentError):
@@ -483,7 +489,10 @@ class CannotDetachMaster(AgentError):
 
 class CannotFormatAttached(AgentError):
     code = 391
-    template = "Storage domain {domain} is attached to pool {pool}; detach it before it is formatted"
+    template = (
+        "Storage domain {domain} is attached to pool {pool}; detach it before it is "
+        "formatted"
+    )
 
 
 class CannotFormatConnected(AgentError):
@@ -549,7 +558,10 @@ class StoragePoolMasterNotFound(AgentError):
 
 class StoragePoolWrongMaster(AgentError):
     code = 324
-    template = "Storage domain {domain} is not the master of pool {pool} at version {version}: {reason}"
+    template = (
+        "Storage domain {domain} is not the master of pool {pool} at version {version}: "
+        "{reason}"
+    )
 
 
 class CannotConnectMultiplePools(AgentError):
