@@ -24,6 +24,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.host.qemu_img import Image, QemuImg
 from vdsm_storage.images import bitmaps as bm
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.copy import CopyRequest
 from vdsm_storage.images.sparsify import reduce_task, sparsify_job
 from vdsm_storage.images.update import amend_job, update_job
 
@@ -218,6 +219,16 @@ def test_sparsify(datalab, cow, depth):
     if cow:
         assert names(datalab, ref) == ["kept"]
         assert info(datalab, ref).backing == (None if depth == 1 else datalab.metadata(ref).parent)
+
+
+def test_sparsify_keeps_the_qcow2_version(datalab):
+    ref = datalab.volume(datalab.domain())
+    datalab.run(amend_job(ref, 0, "0.10"))
+    datalab.run(sparsify_job(ref, 1))
+    assert info(datalab, ref).compat == "0.10"
+    copy = datalab.volume(datalab.domain())
+    datalab.run(CopyRequest(ref, copy, bitmaps=True).as_job())
+    assert info(datalab, copy).compat == "1.1"
 
 
 def test_what_sparsify_refuses(datalab):

@@ -18,6 +18,7 @@ from vdsm_storage.errors import (
     VolumeNonWritable,
 )
 from vdsm_storage.host.qemu_img import Conversion, QemuImg, Watch
+from vdsm_storage.host.qemu_img_output import Info
 from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
@@ -147,19 +148,19 @@ class _Copy:
                 raise CopyImageError(volume=target.volume, reason=error) from error
 
     def _convert(self, target: Member) -> None:
-        needed = layers.check_headers(self._source_store, self._qemu_img, self._source)
+        source = layers.check_headers(self._source_store, self._qemu_img, self._source)
         size = target.metadata.capacity
-        if needed.virtual_size > size:
+        if source.virtual_size > size:
             raise DestinationVolumeTooSmall(
-                volume=target.volume, size=size, needed=needed.virtual_size
+                volume=target.volume, size=size, needed=source.virtual_size
             )
         watch = Watch(self._op.progress, self._op.cancel)
-        self._qemu_img.convert(self._conversion(target), watch)
-        if needed.virtual_size < size and not (self._target_store.is_block and not target.is_cow):
+        self._qemu_img.convert(self._conversion(target, source), watch)
+        if source.virtual_size < size and not (self._target_store.is_block and not target.is_cow):
             image = layers.layer(self._target_store, target)
             self._qemu_img.resize(image, size, _preallocation(self._target_store, target))
 
-    def _conversion(self, target: Member) -> Conversion:
+    def _conversion(self, target: Member, source: Info) -> Conversion:
         store = self._target_store
         raw_device = store.is_block and not target.is_cow
         backing_format = None
@@ -174,7 +175,7 @@ class _Copy:
             preallocation=_preallocation(store, target),
             create=not raw_device,
             unordered=raw_device,
-            bitmaps=self._op.params["bitmaps"],
+            bitmaps=self._op.params["bitmaps"] and bool(source.bitmaps),
         )
 
 

@@ -22,6 +22,7 @@ from vdsm_storage.errors import (
     VolumeNonWritable,
 )
 from vdsm_storage.host.qemu_img import QCOW2, Conversion, Image, QemuImg, Watch
+from vdsm_storage.host.qemu_img_output import Info
 from vdsm_storage.host.virt_sparsify import VirtSparsify
 from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
@@ -92,8 +93,8 @@ class Sparsifying:
                 op.step("marked")
                 names = [m.volume for m in chain.walk(store, target.image, target.volume)]
                 with guard.active(store, target.image, names, prepared=False):
-                    layers.check_header(store, self._qemu_img, member)
-                    self._work(op, store, member)
+                    info = layers.check_header(store, self._qemu_img, member)
+                    self._work(op, store, member, info)
         op.step("done", abortable=False)
 
     def _check(self, store: Store, member: Member) -> None:
@@ -111,20 +112,21 @@ class Sparsifying:
                 reason="virt-sparsify is not installed, and a device cannot be replaced",
             )
 
-    def _work(self, op: Operation, store: Store, member: Member) -> None:
+    def _work(self, op: Operation, store: Store, member: Member, info: Info) -> None:
         image = layers.layer(store, member)
         try:
             if self._tool.available():
                 self._tool.in_place(image.path, image.format, op.cancel)
                 op.step("written", abortable=False)
             else:
-                self._rewrite(op, store, member, image)
+                self._rewrite(op, store, member, info)
         except CommandError as error:
             reason = f"it could not be made sparse: {error}"
             raise InvalidVolumeUpdate(volume=member.volume, reason=reason) from error
         op.step("replaced", abortable=False)
 
-    def _rewrite(self, op: Operation, store: Store, member: Member, image: Image) -> None:
+    def _rewrite(self, op: Operation, store: Store, member: Member, info: Info) -> None:
+        image = layers.layer(store, member)
         new = image.path + SPARE_FILE
         old = os.lstat(image.path)
         if not stat.S_ISREG(old.st_mode):
@@ -136,10 +138,10 @@ class Sparsifying:
         conversion = Conversion(
             source=image,
             target=Image(new, image.format),
-            compat=layers.compat(store),
+            compat=info.compat or layers.compat(store),
             backing=member.parent,
             backing_format=backing_format,
-            bitmaps=member.is_cow and layers.compat(store) != "0.10",
+            bitmaps=bool(info.bitmaps),
         )
         self._qemu_img.convert(conversion, Watch(op.progress, op.cancel))
         op.step("written")
