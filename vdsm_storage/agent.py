@@ -192,6 +192,8 @@ class Agent:
         self._runner.recover_domains(self._services.storage.usable)
 
     def _leases_lost(self, sd_id: str) -> None:
+        if self._daemon is not None and self._daemon.pid() is None:
+            self._daemon.start()
         self._runner.stop_domains(self._services.storage.guarded_by(sd_id))
 
     def _domain_usable(self, sd_id: str) -> None:

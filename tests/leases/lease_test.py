@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import subprocess
 import threading
 from typing import Any
 
@@ -26,6 +27,7 @@ from vdsm_storage.host.bounded import BoundedCall
 from vdsm_storage.leases.leader import MAGIC, parse_leader
 from vdsm_storage.leases.lockspace import Lockspace, Lockspaces
 from vdsm_storage.leases.model import Geometry, LeaseSpec, LeaseState
+from vdsm_storage.leases.slots import Slots
 
 pytestmark = pytest.mark.sanlock
 
@@ -142,6 +144,38 @@ def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
             assert joined.leases.read_data(spec)[:5] == b"data\0"
     lockspaces.release_all()
     assert not any(lockspace.is_held() for lockspace, _ in opened)
+
+
+@pytest.mark.mount
+def test_on_a_device_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
+    """Lockspace, lease, external leases and their index, all by whole sectors."""
+    with (tmp_path / "device").open("wb") as file:
+        file.truncate(64 * MIB)
+    device = subprocess.run(
+        ["losetup", "--find", "--show", "--sector-size", "4096", str(tmp_path / "device")],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    try:
+        geometry, sd_id = Geometry(4096, 8 * MIB), new_uuid()
+        joined.leases.write_lockspace(sd_id, device, geometry)
+        joined.leases.format_xleases(device, sd_id, geometry)
+        slots = Slots(device, sd_id, geometry)
+        spec = slots.spec(2, new_uuid())
+        joined.leases.write(spec)
+        slots.set(2, spec.resource)
+        assert [(r.number, r.lease) for r in slots.load().records] == [(2, spec.resource)]
+        assert slots.scan() == list(slots.load().records)
+        lockspace = Lockspaces(joined.sanlock, SystemClock()).open(sd_id, device, geometry)
+        lockspace.acquire(2000, 60)
+        with joined.leases.held(spec, 5, lvb=True):
+            joined.leases.set_data(spec, b"data")
+            assert joined.leases.state(spec).owners == (2000,)
+        assert joined.leases.read_data(spec)[:5] == b"data\0"
+        lockspace.release()
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def test_a_call_that_hangs_is_left_and_undone() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.errors import AcquireLockFailure
 from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.host.sanlock_daemon import SanlockDaemon
 from vdsm_storage.leases.cluster_lock import SanlockClusterLock
 from vdsm_storage.leases.lease import Leases
 
@@ -53,11 +55,51 @@ def test_operations_end_and_the_last_gives_back(joined: Any, losable: Any, tmp_p
     assert told == [spec.lockspace]
 
 
+def test_the_daemon_dies(tmp_path: Path) -> None:
+    """In a process of its own, whose daemon it is: it holds a lease and is told."""
+    daemon = SanlockDaemon(str(tmp_path / "run"), 1)
+    daemon.start()
+    for name in ("ids", "leases"):
+        (tmp_path / name).touch()
+    process = start(daemon.directory, str(tmp_path), str(tmp_path / "ids"))
+    try:
+        assert line(process) == "held"
+        os.kill(daemon.pid() or 0, signal.SIGKILL)
+        assert line(process) == "let go"
+        assert line(process) == "alive"
+    finally:
+        end(process)
+        daemon.stop()
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    root = Path(__file__).parent.parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(20)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
 SCRIPT = """
 import sys, threading, time
 from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.units import MIB
 from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.host.sanlock_daemon import SanlockDaemon
 from vdsm_storage.leases.cluster_lock import SanlockClusterLock
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspace
@@ -83,7 +125,7 @@ with lock.held(5):
 while lock.is_held() or lockspace.is_held():
     time.sleep(0.1)
 print("let go", flush=True)
-time.sleep(3)  # sanlock has no reason to kill it
+time.sleep(2)  # sanlock has no reason to kill it
 print("alive", flush=True)
 """
 
@@ -97,22 +139,13 @@ def test_storage_of_the_host_id_dies(sanlock_daemon: str, tmp_path: Path) -> Non
     loop = subprocess.run(
         ["losetup", "-f", "--show", str(backing)], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
-    root = Path(__file__).parent.parent.parent
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, sanlock_daemon, str(tmp_path), loop],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert process.stdout is not None
+    process = start(sanlock_daemon, str(tmp_path), loop)
     try:
-        assert process.stdout.readline().strip() == "held"
+        assert line(process) == "held"
         os.truncate(backing, 0)  # every renewal is an I/O error from now on
-        assert process.stdout.readline().strip() == "let go"
-        assert process.stdout.readline().strip() == "alive"
+        assert line(process) == "let go"
+        assert line(process) == "alive"
         assert process.wait(20) == 0
     finally:
-        process.kill()
-        process.wait(20)
-        process.stdout.close()
+        end(process)
         subprocess.run(["losetup", "-d", loop], check=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -324,6 +325,25 @@ class Sanlock:
             sanlock.set_lvb(lockspace.encode(), resource.encode(), place.disks, data)
 
         self._short("set_lvb", call, SanlockLVBError, facts)
+
+    def hung_up(self) -> list[str]:
+        """Lockspaces whose connection the daemon closed: it died, and what was held is lost.
+
+        Each is told once; the next call registers anew.
+        """
+        with self._lock:
+            open_ones = {c.fd: name for name, c in self._connections.items() if c.fd is not None}
+        poll = select.poll()
+        for fd in open_ones:
+            poll.register(fd, 0)  # POLLHUP and POLLERR are always told
+        gone = []
+        for fd, _ in poll.poll(0):
+            connection = self._connections[open_ones[fd]]
+            with connection.lock:
+                connection.fd = None
+                os.close(fd)
+            gone.append(open_ones[fd])
+        return gone
 
     # -- inside ------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class Leases:
     def __init__(self, sanlock: Sanlock, clock: Clock) -> None:
         self._sanlock = sanlock
         self._clock = clock
-        self.lost = LostLeases(sanlock.lost_dir)
+        self.lost = LostLeases(sanlock.lost_dir, sanlock.hung_up)
 
     # -- on storage --------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ When this host's id on a domain could not be renewed for eight I/O time-outs, sa
 named after the domain in a directory (see host/sanlock.py).  From then on this process has 40
 seconds to give the domain's leases back, or it is killed.  So the locks on that domain take no
 operation in any more, and the operations that run there are stopped; those on other domains do
-not notice.
+not notice.  The same happens when the daemon itself dies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from vdsm_storage.base.files import unlink_if_there
@@ -32,10 +32,14 @@ class Losable(Protocol):
 
 
 class LostLeases:
-    """Looks into `directory` while it runs; "" for none."""
+    """Looks into `directory` while it runs; "" for none.
 
-    def __init__(self, directory: str) -> None:
+    `hung_up()` tells the domains whose connection to the daemon broke.
+    """
+
+    def __init__(self, directory: str, hung_up: Callable[[], Sequence[str]]) -> None:
         self._directory = directory
+        self._hung_up = hung_up
         self._lock = threading.Lock()
         self._locks: dict[str, weakref.WeakSet[Losable]] = {}
         self._stop = threading.Event()
@@ -70,13 +74,15 @@ class LostLeases:
                 log.exception("Leases that are being lost could not be given back")
 
     def _look(self, on_lost: Callable[[str], None]) -> None:
+        lost = set(self._hung_up())
         for name in os.listdir(self._directory):
             unlink_if_there(os.path.join(self._directory, name))
-            if not is_uuid(name):
-                continue
+            if is_uuid(name):
+                lost.add(name)
+        for name in lost:
             log.error(
                 "Domain %s: this host's id could not be renewed, its leases are being lost."
-                " Work on the domain stops; look at its storage",
+                " Work on the domain stops; look at its storage and at sanlock",
                 name,
             )
             with self._lock:
