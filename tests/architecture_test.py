@@ -57,6 +57,7 @@ ONLY: Mapping[str, Collection[str]] = {
 BROAD_EXCEPT: Mapping[str, Collection[str]] = {
     "base.lanes": ("_work",),
     "host.bounded": ("_work",),
+    "leases.lost": ("_run",),
     "rpc.dispatch": ("*",),
     "rpc.streams": ("_run",),
     "jobs.runner": ("work", "_failed", "_recover"),  # a task, its way back, recovery of each entry

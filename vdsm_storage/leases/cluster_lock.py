@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The lock of a domain's metadata between hosts: sanlock's SDM lease, held exclusively.
 
-(Held in shared mode it would let two hosts write; the pool manager of an oVirt host holds it
-exclusively, so only exclusive holders keep out of its way and it out of theirs.)
+Always exclusively: the pool manager of an oVirt host holds it so, and one process cannot have a
+lease shared and exclusively at once, as it would when one of its operations reads what another
+writes.
 
 Counted: the first holder in this process takes the lease, the last gives it back, and whoever
 comes between joins without I/O.  While one thread talks to sanlock the others wait for it.
