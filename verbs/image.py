@@ -13,6 +13,25 @@ from vdsm_storage.verbs.table import Verb
 DOMAIN = "storagedomainID"
 
 
+def cloneStructure(
+    ctx: Context, imageID: str, storagepoolID: str, storagedomainID: str, dstSdUUID: str
+) -> str:
+    """Returns the task."""
+    return ctx.services.images.clone_structure(storagedomainID, imageID, dstSdUUID)
+
+
+def syncData(
+    ctx: Context,
+    imageID: str,
+    storagepoolID: str,
+    storagedomainID: str,
+    dstSdUUID: str,
+    syncType: str,
+) -> str:
+    """Returns the task."""
+    return ctx.services.images.sync_data(storagedomainID, imageID, dstSdUUID, syncType)
+
+
 def delete(
     ctx: Context,
     imageID: str,
@@ -97,11 +116,13 @@ def reconcileVolumeChain(
 
 
 VERBS: Final[Mapping[str, Verb]] = {
+    "Image.cloneStructure": Verb(cloneStructure, lane=DOMAIN),
     "Image.delete": Verb(delete, lane=DOMAIN),
     "Image.deleteVolumes": Verb(deleteVolumes, lane=DOMAIN),
     "Image.getVolumes": Verb(getVolumes, lane=DOMAIN),
     "Image.move": Verb(move, lane=DOMAIN),
     "Image.prepare": Verb(prepare, lane=DOMAIN),
     "Image.reconcileVolumeChain": Verb(reconcileVolumeChain, lane=DOMAIN),
+    "Image.syncData": Verb(syncData, lane=DOMAIN),
     "Image.teardown": Verb(teardown, lane=DOMAIN),
 }

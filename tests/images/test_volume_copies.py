@@ -177,3 +177,61 @@ def test_image_move_dies_anywhere(lab: Lab) -> None:
             assert lab.files(lab.target) == at_target
             lab.source.mark_removed(image)
             lab.source.purge(image)
+
+
+# -- structure first, data after ---------------------------------------------------------------
+
+
+def test_structure_first_then_data(lab: Lab) -> None:
+    chain = lab.data.chain(lab.source, 3)
+    image = chain[0].image
+    names = {"domain": lab.source.id, "image": image, "target": lab.target.id}
+    lab.data.run(lab._request("image.clone", names))
+    there = [VolumeRef(lab.target.id, image, ref.volume) for ref in chain]
+    assert [lab.data.metadata(ref).parent for ref in there] == [
+        lab.data.metadata(ref).parent for ref in chain
+    ]
+    empty = lab.data.volume(lab.source, cow=False)
+    assert lab.data.checksum(there[-1]) == lab.data.checksum(empty)
+    lab.data.run(lab._request("image.sync", {**names, "what": "INTERNAL"}))
+    assert lab.data.checksum(there[1]) == lab.data.checksum(chain[1])
+    assert lab.data.checksum(there[2]) == lab.data.checksum(chain[1])
+    lab.data.run(lab._request("image.sync", {**names, "what": "LEAF"}))
+    assert lab.data.checksum(there[2]) == lab.data.checksum(chain[2])
+    lab.data.write(chain[0], 0, 4096, 0x55)
+    for _ in range(2):
+        lab.data.run(lab._request("image.sync", {**names, "what": "ALL"}))
+        for ref, source in zip(there, chain, strict=True):
+            assert lab.data.checksum(ref) == lab.data.checksum(source)
+            assert lab.data.metadata(ref).legality == md.LEGAL
+
+
+def test_clone_dies_anywhere(lab: Lab) -> None:
+    for point in lab.data.points("image.clone"):
+        chain = lab.data.chain(lab.source, 2)
+        image = chain[0].image
+        names = {"domain": lab.source.id, "image": image, "target": lab.target.id}
+        running = lab.data.crash(lab._request("image.clone", names), point)
+        if point.endswith(":made"):
+            assert running.entry.outcome == "cleanSuccess"
+            assert lab.files(lab.target) == set()
+        else:
+            assert running.entry.outcome == "success"
+            assert sorted(lab.target.volumes(image)) == sorted(ref.volume for ref in chain)
+            lab.target.mark_removed(image)
+            lab.target.purge(image)
+
+
+def test_sync_dies_anywhere(lab: Lab) -> None:
+    for point in lab.data.points("image.sync"):
+        chain = lab.data.chain(lab.source, 2)
+        image = chain[0].image
+        names = {"domain": lab.source.id, "image": image, "target": lab.target.id}
+        lab.data.run(lab._request("image.clone", names))
+        running = lab.data.crash(lab._request("image.sync", {**names, "what": "ALL"}), point)
+        assert running.entry.outcome == "cleanSuccess"
+        base = VolumeRef(lab.target.id, image, chain[0].volume)
+        assert lab.data.metadata(base).legality == md.ILLEGAL
+        lab.data.run(lab._request("image.sync", {**names, "what": "ALL"}))
+        leaf = VolumeRef(lab.target.id, image, chain[1].volume)
+        assert lab.data.checksum(leaf) == lab.data.checksum(chain[1])

@@ -8,7 +8,7 @@ import os
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import ImageIsNotLegalChain
-from vdsm_storage.images import chain, layers, move_image, roles
+from vdsm_storage.images import chain, clone_image, layers, move_image, roles
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.prepare import Preparing, RunLinks
@@ -61,6 +61,40 @@ class Images:
             verb="moveImage" if move else "copyImage",
             lane=target,
             description=f"{'Move' if move else 'Copy'} image {image} to domain {target}",
+        )
+        return self._volumes.start(store, request)
+
+    def clone_structure(self, domain: str, image: str, target: str) -> str:
+        """Start making the image's volumes, without data, in another domain; returns the task.
+
+        Raises 268, 265, 263, 654.
+        """
+        store = self._shop.find_store(target)
+        move_image.plan(self._shop.find_store(domain), store, image)
+        request = Request(
+            kind="image.clone",
+            params={"domain": domain, "image": image, "target": target},
+            domains=[domain, target],
+            verb="cloneImageStructure",
+            lane=target,
+            description=f"Make the volumes of image {image} in domain {target}",
+        )
+        return self._volumes.start(store, request)
+
+    def sync_data(self, domain: str, image: str, target: str, what: str) -> str:
+        """Start copying the data of volumes that cloneStructure made; returns the task.
+
+        `what` is INTERNAL, LEAF or ALL.  Raises 268, 1000, 654.
+        """
+        store = self._shop.find_store(target)
+        clone_image.select(self._shop.find_store(domain), store, image, what)
+        request = Request(
+            kind="image.sync",
+            params={"domain": domain, "image": image, "target": target, "what": what},
+            domains=[domain, target],
+            verb="syncImageData",
+            lane=target,
+            description=f"Copy the data of image {image} to domain {target}",
         )
         return self._volumes.start(store, request)
 

@@ -18,13 +18,17 @@ from vdsm_storage.images.store import NewVolume, Store
 
 @dataclass(frozen=True)
 class Target:
-    """A volume in the making; with a parent (in the same image) only one layer is copied."""
+    """A volume in the making; with a parent (in the same image) only one layer is copied.
+
+    One that is not `fresh` may hold data of an earlier attempt.
+    """
 
     store: Store
     image: str
     volume: str
     metadata: VolumeMetadata
     backing_format: str | None = None
+    fresh: bool = True
 
     def make(self) -> None:
         """Allocate it; nothing is listed yet.  Raises 212, 397."""
@@ -61,7 +65,7 @@ def copy_layer(
         backing=parent,
         backing_format=to.backing_format,
         create=not raw,
-        is_zero=raw and not full and not to.store.is_block,
+        is_zero=raw and not full and to.fresh and not to.store.is_block,
         sparse=not (raw and full),
         bitmaps=top.is_cow and not raw,
     )

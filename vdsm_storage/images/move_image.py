@@ -95,17 +95,10 @@ class MoveImage:
         with target.lock.held(self._shop.lock_timeout):
             to.make()
             if member.parent is not None:
-                self._share_template(target, member)
+                share_template(target, member)
         op.step(MADE)
         members = chain.walk(source, member.image, member.volume)
         copy_layer(self._shop.qemu, source, members, to, Following(progress, op.cancel))
-
-    def _share_template(self, target: Store, member: Member) -> None:
-        assert member.parent is not None
-        for other in target.images_of_volume(member.parent):
-            if other != member.image and target.load(other, member.parent).voltype == md.SHARED:
-                target.share(other, member.parent, member.image)
-                return
 
     def _publish(self, source: Store, target: Store, todo: _Plan) -> None:
         with target.lock.held(self._shop.lock_timeout):
@@ -133,17 +126,26 @@ class MoveImage:
                 self._publish(source, target, _Plan(members, None))
                 whole = True
             if not whole:
-                self._unmake(target, image, volumes, op.facts.get("template"))
+                with target.lock.held(self._shop.lock_timeout):
+                    unmake(target, image, volumes, op.facts.get("template"))
                 return False
             if op.params["move"] and (source.volumes(image) or image in source.removed_images()):
                 self._remove_source(source, image)
         return True
 
-    def _unmake(
-        self, target: Store, image: str, volumes: list[str], template: str | None
-    ) -> None:
-        with target.lock.held(self._shop.lock_timeout):
-            if template is not None:
-                target.unmake(image, template)
-            for volume in reversed(volumes):
-                target.unmake(image, volume)
+
+def share_template(target: Store, member: Member) -> None:
+    """Make the template that `member` is based on part of its image, if that is its parent."""
+    assert member.parent is not None
+    for other in target.images_of_volume(member.parent):
+        if other != member.image and target.load(other, member.parent).voltype == md.SHARED:
+            target.share(other, member.parent, member.image)
+            return
+
+
+def unmake(target: Store, image: str, volumes: list[str], template: str | None) -> None:
+    """Remove what there is of an image that did not arrive whole."""
+    if template is not None:
+        target.unmake(image, template)
+    for volume in reversed(volumes):
+        target.unmake(image, volume)

@@ -22,6 +22,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.host.qemu_img import Image, QemuImg
 from vdsm_storage.images import copy_volume, create, delete, extend, layers
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.clone_image import CloneStructure, SyncData
 from vdsm_storage.images.copy_volume import CopyVolume, CopyVolumeRequest
 from vdsm_storage.images.create import CreateVolume, NewVolumeRequest
 from vdsm_storage.images.delete import DeleteImage, DeleteVolumes
@@ -66,12 +67,14 @@ class Volumes:
 
     def kinds(self) -> list[Kind]:
         operations = (
+            CloneStructure,
             CreateVolume,
             CopyVolume,
             DeleteVolumes,
             DeleteImage,
             ExtendVolume,
             MoveImage,
+            SyncData,
         )
         return [operation(self.shop).kind() for operation in operations]
 
