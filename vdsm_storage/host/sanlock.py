@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
 import select
 import threading
@@ -86,7 +87,7 @@ class Sanlock:
             os.environ["SANLOCK_RUN_DIR"] = run_dir
             os.environ["SANLOCK_PRIVILEGED"] = "0"
         if lost_dir:
-            os.makedirs(lost_dir, mode=0o700, exist_ok=True)
+            _make_lost_dir(lost_dir)
         self.io_timeout = io_timeout
         self.lost_dir = lost_dir
         self._lock = threading.Lock()
@@ -267,9 +268,8 @@ class Sanlock:
 
         def undo() -> None:
             with contextlib.suppress(sanlock.SanlockException):
-                sanlock.release(
-                    lockspace.encode(), resource.encode(), place.disks, slkfd=connection.fd
-                )
+                names = lockspace.encode(), resource.encode()
+                sanlock.release(*names, place.disks, slkfd=connection.fd)
 
         facts = _lease(lockspace, resource, place)
         failure = Failure(AcquireLockFailure, facts, LeaseHeldElsewhere)
@@ -280,12 +280,8 @@ class Sanlock:
         connection = self._connection(lockspace)
 
         def call() -> None:
-            sanlock.release(
-                lockspace.encode(),
-                resource.encode(),
-                place.disks,
-                slkfd=connection.registered(),
-            )
+            names = lockspace.encode(), resource.encode()
+            sanlock.release(*names, place.disks, slkfd=connection.registered())
 
         failure = Failure(ReleaseLockFailure, _lease(lockspace, resource, place))
         self._run("release", call, self.io_seconds, failure, connection.lock)
@@ -312,9 +308,8 @@ class Sanlock:
             )
             return data
 
-        result: bytes = self._short(
-            "get_lvb", call, SanlockLVBError, _lease(lockspace, resource, place)
-        )
+        facts = _lease(lockspace, resource, place)
+        result: bytes = self._short("get_lvb", call, SanlockLVBError, facts)
         return result
 
     def set_lvb(self, lockspace: str, resource: str, place: Place, data: bytes) -> None:
@@ -380,6 +375,14 @@ class Sanlock:
         except TimeoutError as cause:
             text = f"no answer in {timeout:.0f} s; the storage hangs, or the owner has just died"
             raise failure.of(text, busy=True) from cause
+
+
+def _make_lost_dir(path: str) -> None:
+    """For this process, and for the daemon, which runs as sanlock:sanlock in production."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    with contextlib.suppress(KeyError, PermissionError):
+        os.chown(path, -1, grp.getgrnam("sanlock").gr_gid)
+        os.chmod(path, 0o770)  # noqa: S103 - the group is the daemon alone
 
 
 def _place(place: Place) -> dict[str, Any]:
