@@ -89,6 +89,32 @@ def move_image(w: World) -> Scenario:
     )
 
 
+def clone_structure(w: World) -> Scenario:
+    image, _, _ = w.chain()
+    request = {
+        "imageID": image, "storagepoolID": w.pool, "storagedomainID": w.main,
+        "dstSdUUID": w.second,
+    }  # fmt: skip
+    return Scenario(
+        lambda: w.task("Image.cloneStructure", **request), lambda: image in w.images(w.second)
+    )
+
+
+def sync_data(w: World) -> Scenario:
+    image, base, top = w.chain()
+    request = {
+        "imageID": image, "storagepoolID": w.pool, "storagedomainID": w.main,
+        "dstSdUUID": w.second,
+    }  # fmt: skip
+    assert w.task("Image.cloneStructure", **request) == ""
+
+    def done() -> bool:
+        infos = [w.info(image, volume, w.second) for volume in (base, top)]
+        return all(info["legality"] == "LEGAL" for info in infos)
+
+    return Scenario(lambda: w.task("Image.syncData", **request, syncType="ALL"), done)
+
+
 def copy_data(w: World) -> Scenario:
     image, _, top = w.chain()
     target = new_id()
@@ -345,6 +371,8 @@ SHARED: Mapping[str, Callable[[World], Scenario]] = {
     "image.delete": delete_image,
     "volume.extend": extend_volume,
     "image.move": move_image,
+    "image.clone": clone_structure,
+    "image.sync": sync_data,
     "volume.copy_data": copy_data,
     "volume.update": job_on_volume("SDM.update_volume", vol_attr={"description": "new"}),
     "volume.amend": job_on_volume("SDM.amend_volume", qcow2_attr={"compat": "1.1"}),
