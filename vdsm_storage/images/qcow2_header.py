@@ -9,6 +9,7 @@ in the first cluster) the backing file's name.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAGIC = b"QFI\xfb"
@@ -35,7 +36,7 @@ _MAX_BACKING_NAME = 1023
 _MAX_EXTENSIONS = 64
 
 # What other formats start with; none of them is a raw disk by accident.
-_OTHER_MAGIC = {
+_OTHER_MAGIC: Mapping[bytes, str] = {
     MAGIC: "qcow",
     b"QED\0": "qed",
     b"KDMV": "vmdk",
