@@ -37,7 +37,7 @@ class Lab:
 def lab(
     make_server: Callable[[str], StorageServer], start_agent: Callable[..., AgentProcess]
 ) -> Iterator[Lab]:
-    settings = {"storage__lock_timeout": "10"}
+    settings = {"storage__lock_timeout": "3"}
     agents = [start_agent(f"a{number}", tls=False, **settings) for number in (1, 2)]
     hosts = [agent.host(f"host-{n}", n) for n, agent in enumerate(agents, start=1)]
     server = make_server("bind")
