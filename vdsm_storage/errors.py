@@ -447,6 +447,11 @@ class UnsupportedDomainVersion(AgentError):
     template = "Domain format {version} is not supported here; use one of {supported}"
 
 
+class VersionTooAdvanced(AgentError):
+    code = 395
+    template = "Domain {domain} has version {version} already, which is newer than {wanted}"
+
+
 class StorageDomainDescriptionTooLong(AgentError):
     code = 387
     template = "The name {name!r} is longer than {limit} characters"

@@ -157,7 +157,7 @@ def spmStart(
     maxHostID: int | None = None,
     domVersion: int | None = None,
 ) -> str:
-    return ctx.services.storage.spm.start(storagepoolID)
+    return ctx.services.storage.spm.start(storagepoolID, domVersion)
 
 
 def spmStop(ctx: Context, storagepoolID: str) -> None:
@@ -188,6 +188,11 @@ def reduceVolume(
     """Returns the task."""
     ref = VolumeRef(storagedomainID, imageID, volumeID)
     return ctx.services.data.start_task(reduce_task(ref, allow_active=allowActive))
+
+
+def upgrade(ctx: Context, storagepoolID: str, targetDomVersion: int) -> str:
+    ctx.services.storage.upgrades.start(storagepoolID, targetDomVersion)
+    return "started"
 
 
 # -- export domains: none can be made any more -----------------------------------------------
@@ -224,6 +229,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "StoragePool.prepareMerge": Verb(prepareMerge, lane=POOL),
     "StoragePool.finalizeMerge": Verb(finalizeMerge, lane=POOL),
     "StoragePool.reduceVolume": Verb(reduceVolume, lane="storagedomainID"),
+    "StoragePool.upgrade": Verb(upgrade, lane=POOL),
     "StoragePool.getBackedUpVmsList": Verb(getBackedUpVmsList, lane="storagedomainID"),
     "StoragePool.getBackedUpVmsInfo": Verb(getBackedUpVmsInfo, lane="storagedomainID"),
 }

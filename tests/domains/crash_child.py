@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from tests.domains.conftest import World, build
-from vdsm_storage.domains import lifecycle, masters, spm
+from vdsm_storage.domains import lifecycle, masters, spm, upgrade
 from vdsm_storage.domains.masters import NewPool
+from vdsm_storage.jobs import journal
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
 
 
 def act(world: World, kind: str, paths: tuple[str, str], ids: tuple[str, str]) -> None:
-    world.domain(paths[0], id=ids[0])
+    world.domain(paths[0], id=ids[0], version=4 if kind == upgrade.UPGRADE else 5)
     if kind == lifecycle.CREATE:
         return
     world.domain(paths[1], id=ids[1])
@@ -40,6 +41,10 @@ def act(world: World, kind: str, paths: tuple[str, str], ids: tuple[str, str]) -
         world.task(world.services.start_switch(pool, ids[0], ids[1], 2))
     elif kind == masters.DESTROY:
         world.services.destroy(pool)
+    elif kind == upgrade.UPGRADE:
+        world.services.upgrades.start(pool, 5)
+        for job in world.runner.all(journal.JOB):
+            job.done.wait(30)
     elif kind == spm.START:
         world.task(world.services.spm.start(pool))
 

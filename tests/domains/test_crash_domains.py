@@ -14,7 +14,7 @@ import pytest
 
 from tests.domains.conftest import World, build, wait_for
 from vdsm_storage.base.uuids import new_uuid
-from vdsm_storage.domains import lifecycle, masters, spm
+from vdsm_storage.domains import lifecycle, masters, spm, upgrade
 from vdsm_storage.domains.file import read_metadata
 from vdsm_storage.errors import StorageDomainDoesNotExist
 from vdsm_storage.jobs import journal
@@ -29,6 +29,7 @@ POINTS = {
     masters.SWITCH: ("promoted", "known"),
     masters.DESTROY: ("members",),
     spm.START: ("locked", "ready"),
+    upgrade.UPGRADE: ("xleases", "volumes"),
 }
 ALL = [(kind, step) for kind, steps in POINTS.items() for step in steps]
 
@@ -77,7 +78,7 @@ def restart(tmp_path: Path) -> Iterator[World]:
 
 def recovered(world: World) -> bool:
     world.runner.recover_domains(world.services.usable)
-    tasks = world.runner.all(journal.TASK)
+    tasks = world.runner.all(journal.TASK) + world.runner.all(journal.JOB)
     return not world.runner.all(journal.CALL) and all(task.done.is_set() for task in tasks)
 
 
@@ -124,6 +125,10 @@ def check_pool(
         pool = world.services.pools.connected()
         assert pool is not None
         assert pool.master == ids[1]
+    elif kind == upgrade.UPGRADE:
+        assert found[0].version == 4
+        (job,) = world.runner.all(journal.JOB)
+        assert job.entry.outcome == "cleanSuccess"
     else:
         assert roles[1] == "Master"
         assert found[1].master_version == 2

@@ -54,13 +54,18 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _direct(path: str, flags: int) -> Iterator[int]:
-    """An O_DIRECT descriptor; plain where the file system has no direct I/O (tmpfs, some FUSE)."""
+    """An O_DIRECT descriptor; plain where the file system has no direct I/O (tmpfs, some FUSE).
+
+    A link is refused (ELOOP): on shared storage anyone may have put it there.  Below /dev the
+    names of logical volumes are links.
+    """
+    flags |= os.O_CLOEXEC | (0 if path.startswith("/dev/") else os.O_NOFOLLOW)
     try:
-        fd = os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        fd = os.open(path, flags | os.O_CLOEXEC)
+        fd = os.open(path, flags)
     try:
         yield fd
     finally:

@@ -89,6 +89,9 @@ class Domain(Protocol):
     def update_metadata(self, changes: Mapping[str, str | None]) -> DomainMetadata:
         """Set or (None) remove keys; the caller holds the lock.  One atomic write."""
 
+    def check_special_files(self) -> None:
+        """Before sanlock is given names of the domain's files.  Raises 358, 371."""
+
     def capacity(self) -> Capacity: ...
 
     def info(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def dump(domain: FileDomain, full: bool) -> dict[str, Any]:
     """Metadata and volumes; with `full` the leases, host ids and external leases, if any."""
     answer: dict[str, Any] = {"metadata": domain.info(), "volumes": volumes(domain)}
     if full and domain.type.leases:
+        domain.check_special_files()
         answer["leases"] = sdm_leases(domain)
         answer["lockspace"] = lockspace(domain)
         if domain.xleases_path is not None:

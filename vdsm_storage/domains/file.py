@@ -6,7 +6,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from vdsm_storage.base import files
 from vdsm_storage.base.owner import Owner
 from vdsm_storage.domains import layout, metadata
 from vdsm_storage.domains.domain import ISO_IMAGE, Capacity, DomainType
+from vdsm_storage.domains.file_store import FileStore
 from vdsm_storage.domains.metadata import DomainMetadata
 from vdsm_storage.domains.tree import Tree
 from vdsm_storage.errors import (
@@ -22,8 +22,8 @@ from vdsm_storage.errors import (
     StorageDomainAccessError,
     StorageDomainDoesNotExist,
     StorageDomainLayoutError,
+    VolumeAccessError,
 )
-from vdsm_storage.images.store import Store
 from vdsm_storage.leases.lockspace import Lockspace
 from vdsm_storage.leases.model import ClusterLock, Geometry
 
@@ -34,7 +34,7 @@ METADATA_LIMIT = 64 * 1024  # bytes; a sound one has less than 4096
 class Parts:
     """What the registry builds around a domain."""
 
-    store: Store
+    store: FileStore
     lock: ClusterLock
     own_lock: ClusterLock
     lockspace: Lockspace | None
@@ -42,14 +42,13 @@ class Parts:
 
 def read_metadata(root: str, sd_id: str) -> DomainMetadata:
     """From the storage, past the page cache.  Raises 358, 379, 751, 752."""
-    dom_md = os.path.join(root, layout.DOM_MD)
-    path = os.path.join(dom_md, layout.METADATA)
+    tree = Tree(root, None)
     try:
-        for name, is_right in ((root, stat.S_ISDIR), (dom_md, stat.S_ISDIR), (path, stat.S_ISREG)):
-            if not is_right(os.lstat(name).st_mode):
-                reason = f"{name} is a link or of a wrong type"
-                raise StorageDomainLayoutError(domain=sd_id, reason=reason)
-        text = files.read_direct(path, METADATA_LIMIT)
+        with tree.directory(layout.DOM_MD) as fd:
+            tree.require_file(fd, layout.METADATA)
+            text = files.read_direct(f"/proc/self/fd/{fd}/{layout.METADATA}", METADATA_LIMIT)
+    except VolumeAccessError as error:
+        raise StorageDomainLayoutError(domain=sd_id, reason=error) from error
     except FileNotFoundError as error:
         raise StorageDomainDoesNotExist(domain=sd_id) from error
     except OSError as error:
@@ -59,6 +58,22 @@ def read_metadata(root: str, sd_id: str) -> DomainMetadata:
         reason = f"its metadata is that of domain {found.id}"
         raise StorageDomainLayoutError(domain=sd_id, reason=reason)
     return found
+
+
+def check_special_files(tree: Tree, sd_id: str) -> None:
+    """Whether the files that sanlock opens are files of the domain, or missing.
+
+    Whoever can write to the storage could put links in their place.  Raises 358 and
+    StorageDomainLayoutError (371).
+    """
+    try:
+        with tree.directory(layout.DOM_MD) as fd:
+            for name in (layout.IDS, layout.LEASES, layout.XLEASES):
+                tree.require_file(fd, name)
+    except FileNotFoundError as error:
+        raise StorageDomainDoesNotExist(domain=sd_id) from error
+    except VolumeAccessError as error:
+        raise StorageDomainLayoutError(domain=sd_id, reason=error) from error
 
 
 class FileDomain:
@@ -91,10 +106,12 @@ class FileDomain:
     def xleases_path(self) -> str | None:
         if not self.type.leases or self.version < layout.XLEASES_VERSION:
             return None
+        self.check_special_files()
         return os.path.join(self.path, layout.DOM_MD, layout.XLEASES)
 
     def metadata(self) -> DomainMetadata:
         self.last = read_metadata(self.path, self.id)
+        self.store.version = self.last.version  # it may have been upgraded, here or elsewhere
         return self.last
 
     def update_metadata(self, changes: Mapping[str, str | None]) -> DomainMetadata:
@@ -104,7 +121,12 @@ class FileDomain:
             with self._tree.directory(layout.DOM_MD) as fd:
                 self._tree.replace_file(fd, layout.METADATA, metadata.encode(new.values))
             self.last = new
+            self.store.version = new.version
         return new
+
+    def check_special_files(self) -> None:
+        """Whether what is given to sanlock by name lies in the domain.  Raises 371."""
+        check_special_files(self._tree, self.id)
 
     def capacity(self) -> Capacity:
         found = os.statvfs(self.path)
@@ -137,7 +159,8 @@ class FileDomain:
         }
 
     def self_test(self) -> None:
-        with self._tree.directory(layout.DOM_MD), self._tree.directory(layout.IMAGES):
+        self.check_special_files()
+        with self._tree.directory(layout.IMAGES):
             pass
         if os.statvfs(self.path).f_flag & os.ST_RDONLY:
             raise StorageDomainAccessError(domain=self.id, reason="its file system is read-only")

@@ -140,12 +140,7 @@ class FileStore:
                     self._link(image, other, volume + META)
 
     def path(self, image: str, volume: str) -> str:
-        _check(volume)
-        with contextlib.suppress(FileNotFoundError), self._image(image) as fd:
-            status = tree.status(fd, volume)
-            if status is not None and not stat.S_ISREG(status.st_mode):
-                raise self._tree.refused(volume, "it is no regular file; remove it")
-        return f"{self.root}/{IMAGES}/{image}/{volume}"
+        return self._safe_path(image, volume, "")
 
     def sizes(self, image: str, volume: str) -> Sizes:
         _check(volume)
@@ -159,11 +154,9 @@ class FileStore:
         return Sizes(status.st_size, status.st_blocks * 512)
 
     def lease(self, image: str, volume: str) -> LeaseSpec | None:
-        _check(image)
-        _check(volume)
         if self._leases is None:
             return None
-        path = f"{self.root}/{IMAGES}/{image}/{volume}{LEASE}"
+        path = self._safe_path(image, volume, LEASE)
         return LeaseSpec(self.id, volume, path, 0, self.geometry)
 
     # -- changes -----------------------------------------------------------------------------
@@ -344,6 +337,13 @@ class FileStore:
         """Nothing to do for files."""
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _safe_path(self, image: str, volume: str, suffix: str) -> str:
+        """For a program that opens files by name: the name leads to a file here, or to nothing."""
+        name = _check(volume) + suffix
+        with contextlib.suppress(FileNotFoundError), self._image(image) as fd:
+            self._tree.require_file(fd, name)
+        return f"{self.root}/{IMAGES}/{image}/{name}"
 
     @contextlib.contextmanager
     def _image(self, image: str) -> Iterator[int]:

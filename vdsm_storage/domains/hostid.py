@@ -19,6 +19,7 @@ def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
     if lockspace is None or lockspace.is_held():
         yield
         return
+    domain.check_special_files()
     lockspace.acquire(number, timeout)
     try:
         yield

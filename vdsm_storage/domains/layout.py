@@ -133,9 +133,9 @@ def make_directories(root: str, owner: Owner) -> None:
 def make_special_files(root: str, new: NewDomain, owner: Owner, leases: LeaseWriter | None) -> None:
     """The files beside the metadata; `leases` is None where the type has none."""
     for name in MAILBOXES:
-        _make_file(root, name, MAILBOX_SIZE, owner)
+        make_file(root, name, MAILBOX_SIZE, owner)
     for name in (IDS, LEASES):
-        _make_file(root, name, 0, owner)
+        make_file(root, name, 0, owner)
     if leases is None:
         return
     dom_md = os.path.join(root, DOM_MD)
@@ -151,7 +151,7 @@ def make_special_files(root: str, new: NewDomain, owner: Owner, leases: LeaseWri
 def make_xleases(
     root: str, sd_id: str, geometry: Geometry, owner: Owner, leases: LeaseWriter
 ) -> None:
-    path = _make_file(root, XLEASES, 0, owner)
+    path = make_file(root, XLEASES, 0, owner)
     leases.format_xleases(path, sd_id, geometry)
 
 
@@ -163,7 +163,8 @@ def write_metadata(root: str, new: NewDomain, owner: Owner) -> None:
         files.sync_directory(directory)
 
 
-def _make_file(root: str, name: str, size: int, owner: Owner) -> str:
+def make_file(root: str, name: str, size: int, owner: Owner) -> str:
+    """A special file in dom_md; returns its path."""
     path = os.path.join(root, DOM_MD, name)
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, MODE)

@@ -18,6 +18,34 @@ from vdsm_storage.leases.model import ClusterLock, LeaseState
 HOST_ID_WAIT = 90.0  # seconds; a host id takes 20 to 30 with sanlock's usual time-outs
 
 
+class CheckedLock:
+    """A domain's own lock, used only while `check()` finds the files that it is made of sound."""
+
+    def __init__(self, lock: ClusterLock, check: Callable[[], None]) -> None:
+        self._lock = lock
+        self._check = check
+
+    @contextlib.contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        self._check()
+        with self._lock.held(timeout):
+            yield
+
+    def acquire(self, timeout: float) -> None:
+        self._check()
+        self._lock.acquire(timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def is_held(self) -> bool:
+        return self._lock.is_held()
+
+    def inquire(self) -> LeaseState:
+        self._check()
+        return self._lock.inquire()
+
+
 class PoolLock:
     """Fulfils leases.model.ClusterLock with the locks that a writer needs now.
 

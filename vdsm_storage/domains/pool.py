@@ -156,7 +156,8 @@ class Pools:
         for needed in dict.fromkeys((pool.master, sd_id)):
             domain = self.registry.peek(needed)
             lockspace = domain.lockspace if domain is not None else None
-            if lockspace is not None and not lockspace.is_held():
+            if domain is not None and lockspace is not None and not lockspace.is_held():
+                domain.check_special_files()
                 lockspace.acquire(pool.host_id, deadline.left())
 
     def in_use(self, mount: str) -> list[str]:

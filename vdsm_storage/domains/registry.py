@@ -22,11 +22,17 @@ from vdsm_storage.base.uuids import is_uuid
 from vdsm_storage.domains import layout
 from vdsm_storage.domains.connection import Connections
 from vdsm_storage.domains.domain import SUPPORTED_VERSIONS
-from vdsm_storage.domains.file import FileDomain, Parts, read_metadata
+from vdsm_storage.domains.file import (
+    FileDomain,
+    Parts,
+    check_special_files,
+    read_metadata,
+)
 from vdsm_storage.domains.file_store import FileStore
-from vdsm_storage.domains.lock import PoolLock
+from vdsm_storage.domains.lock import CheckedLock, PoolLock
 from vdsm_storage.domains.metadata import DomainMetadata
 from vdsm_storage.domains.posix import FILE_TYPES
+from vdsm_storage.domains.tree import Tree
 from vdsm_storage.errors import (
     AgentError,
     StorageDomainDoesNotExist,
@@ -205,6 +211,8 @@ class Registry:
         if metadata.version not in SUPPORTED_VERSIONS:
             raise UnsupportedDomainVersion(version=metadata.version, supported="3, 4, 5")
         geometry = Geometry(metadata.block_size, metadata.alignment)
+        tree = Tree(root, self._owner)
+        check_special_files(tree, sd_id)
         ids = os.path.join(root, layout.DOM_MD, layout.IDS)
         lockspace = None
         if kind.leases:
@@ -215,10 +223,11 @@ class Registry:
                 return known
             own = self._own_locks.get((sd_id, root))
             if own is None:
-                own = (
+                own = CheckedLock(
                     self._leasing.cluster_lock(layout.sdm_lease(sd_id, root, geometry))
                     if kind.leases
-                    else self._leasing.file_lock(sd_id, ids)
+                    else self._leasing.file_lock(sd_id, ids),
+                    lambda: check_special_files(tree, sd_id),
                 )
                 self._own_locks[sd_id, root] = own
             lock = PoolLock(

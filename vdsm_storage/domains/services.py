@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from vdsm_storage.domains.pool import Pools, Watcher
 from vdsm_storage.domains.registry import Leasing, Registry
 from vdsm_storage.domains.remembered import Remembered, boot_id
 from vdsm_storage.domains.spm import Spm
+from vdsm_storage.domains.upgrade import Upgrades
 from vdsm_storage.errors import AgentError, StoragePoolWrongMaster
 from vdsm_storage.host.mount import Mounts
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
+
+log = logging.getLogger("domains")
 
 RECOVERY = 3600.0  # seconds that a recovery may wait for its turn
 
@@ -81,15 +85,21 @@ class DomainServices:
             base.clock,
         )
         lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
-        self.spm = Spm(self.pools, base.runner, base.lanes, owner, lock_timeout, id_timeout)
+        self.spm = Spm(
+            self.pools, base.runner, base.lanes, owner, self._upgrade, lock_timeout, id_timeout
+        )
         self.masters = Masters(
             self.pools, base.runner, self.spm.moved, lock_timeout, id_timeout
+        )
+        self.upgrades = Upgrades(
+            self.pools, base.leasing, owner, base.runner, base.locks, lock_timeout, id_timeout
         )
         self.members = Members(self.pools, lock_timeout, id_timeout, self.masters.switch)
         self.registry.watch(self.pools.master_lock, self.pools.ready)
 
     def kinds(self) -> Sequence[Kind]:
-        return (*self.lifecycle.kinds(), *self.masters.kinds(), *self.spm.kinds())
+        parts = (self.lifecycle, self.masters, self.spm, self.upgrades)
+        return [kind for part in parts for kind in part.kinds()]
 
     def watch(self, watcher: Watcher, recover: Callable[[], Any]) -> None:
         """Wiring of the monitor; `recover()` tries what was interrupted, when storage came."""
@@ -102,6 +112,13 @@ class DomainServices:
                 self.registry.forget_mount(mount)
 
         self.connections.watch(self.pools.in_use, changed)
+
+    def _upgrade(self, pool_id: str, version: int) -> None:
+        """A new manager brings the pool's domains to the version that the engine expects."""
+        try:
+            self.upgrades.start(pool_id, version)
+        except AgentError as error:
+            log.warning("Pool %s is not upgraded to version %s: %s", pool_id, version, error)
 
     def dump(self, sd_id: str, full: bool) -> dict[str, Any]:
         return dump.dump(self.registry.get(sd_id), full)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -36,7 +36,8 @@ STATUS_WAIT: Final = 5.0  # seconds; engines ask every ten
 
 
 class Spm:
-    """The role on this host.  `host_id_timeout` and `lock_timeout` in seconds."""
+    """The role on this host.  `host_id_timeout` and `lock_timeout` in seconds; `upgrade(pool,
+    version)` begins to bring the pool's domains to a version."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Spm:
         runner: Runner,
         lanes: Lanes,
         owner: Owner,
+        upgrade: Callable[[str, int], None],
         lock_timeout: float,
         host_id_timeout: float,
     ) -> None:
@@ -51,6 +53,7 @@ class Spm:
         self._runner = runner
         self._lanes = lanes
         self._owner = owner
+        self._upgrade = upgrade
         self._lock_timeout = lock_timeout
         self._host_id_timeout = host_id_timeout
         self._mutex = threading.Lock()
@@ -129,11 +132,15 @@ class Spm:
 
     # -- start and stop ----------------------------------------------------------------------
 
-    def start(self, pool_id: str) -> str:
-        """Begin to become the manager; returns the task's id.  Raises 309, 656."""
+    def start(self, pool_id: str, version: int | None = None) -> str:
+        """Begin to become the manager; returns the task's id.  Raises 309, 656.
+
+        Domains older than `version` are upgraded once this host is the manager.
+        """
         pool = self._pools.get(pool_id)
         self.require_not(pool_id)
-        request = Request(START, {"id": pool.id}, [], "spmStart", lane=f"spm {pool_id}")
+        params = {"id": pool.id, "version": version}
+        request = Request(START, params, [], "spmStart", lane=f"spm {pool_id}")
         return self._runner.start_task(request)
 
     def _start(self, op: Operation) -> None:
@@ -155,6 +162,8 @@ class Spm:
         op.step("ready")
         with self._mutex:
             self._role = SPM
+        if op.params["version"]:
+            self._upgrade(pool.id, int(op.params["version"]))
         log.info("This host manages pool %s (lease version %s)", pool.id, self._lver)
 
     def _make_directories(self, root: str) -> None:

@@ -87,6 +87,12 @@ class Tree:
             raise self.refused(name, "it is no regular file; remove it")
         return fd
 
+    def require_file(self, parent: int, name: str) -> None:
+        """Whether `name` is a regular file or nothing; VolumeAccessError if it is not."""
+        found = status(parent, name)
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            raise self.refused(name, "it is no regular file; remove it")
+
     def create_file(self, parent: int, name: str, mode: int) -> int:
         """A new, empty file, in the place of one that may be left over."""
         remove(parent, name)

@@ -16,7 +16,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from vdsm_storage.base import files
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.domains.domain import Capacity
@@ -205,12 +204,8 @@ class Health:
 
     def _look(self, domain: FileDomain, watch: _Watch) -> Status:
         started = self._clock.monotonic()
-        files.read_direct(domain.metadata_path, files.DIRECT_ALIGN)
+        found = domain.metadata()  # read from the storage itself
         delay = self._clock.monotonic() - started
-        version = domain.version
-        found = domain.metadata()
-        if found.version != version:
-            self._registry.forget(domain.id)  # it was upgraded elsewhere: build it anew
         domain.self_test()
         return Status(
             acquired=self._host_id(domain, watch),
