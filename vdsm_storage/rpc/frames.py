@@ -104,6 +104,7 @@ class Decoder:
     def __init__(
         self, max_frame: int = MAX_FRAME, max_head: int = MAX_HEAD, max_headers: int = MAX_HEADERS
     ) -> None:
+        self.failed: FrameError | None = None
         self._max_frame = max_frame
         self._max_head = min(max_head, max_frame)
         self._max_headers = max_headers
@@ -118,7 +119,13 @@ class Decoder:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Frame | HeartBeat]:
-        """What `data` completes, in order.  Raises FrameError."""
+        """What `data` completes, in order.
+
+        Raises FrameError; when whole frames stood before the error they are returned first, and
+        `failed` says what the next `feed` raises.
+        """
+        if self.failed is not None:
+            raise self.failed
         if not self._buffer and self._frame is None and (frame := self._whole(data)) is not None:
             return [frame]
         if self._buffer:
@@ -128,7 +135,13 @@ class Decoder:
             data = bytes(self._buffer)
             self._buffer.clear()
         out: list[Frame | HeartBeat] = []
-        at = self._parse(data, out)
+        try:
+            at = self._parse(data, out)
+        except FrameError as error:
+            self.failed = error
+            if not out:
+                raise
+            return out
         if at < len(data):
             self._buffer += data[at:] if at else data
         return out

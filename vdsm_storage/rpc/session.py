@@ -120,6 +120,9 @@ class Session(asyncio.Protocol):
                 self._handle(items[0])
         else:
             self._handle_all(items)
+        if self._decoder.failed is not None and not self._done:
+            self._fail(str(self._decoder.failed))
+            return
         if self._caller.full:
             self._transport.pause_reading()
             if self._beats is not None:
