@@ -227,3 +227,33 @@ def test_no_space(datalab, small_fs):
     assert datalab.metadata(target).generation == 0
     assert datalab.leftovers(full) == []
     assert os.path.exists(datalab.path(target))
+
+
+def test_the_same_job_asked_of_many(datalab):
+    """One does it; the others find the generation changed."""
+    store = datalab.domain()
+    source, target = datalab.chain(store, 2)[-1], datalab.volume(store)
+    runner, request = datalab.runner(), CopyRequest(source, target, generation=0).as_job()
+    ids = [new_uuid() for _ in range(6)]
+    for job_id in ids:
+        runner.start_job(job_id, request)
+    jobs = [runner.get(job_id, "job") for job_id in ids]
+    assert all(job.done.wait(60) for job in jobs)
+    codes = sorted(job.entry.error["code"] if job.entry.error else 0 for job in jobs)
+    assert codes == [0, 911, 911, 911, 911, 911]
+    assert datalab.metadata(target).generation == 1
+    assert datalab.checksum(target) == datalab.checksum(source)
+
+
+def test_a_waiting_job_can_be_stopped(datalab):
+    store = datalab.domain()
+    source, target = datalab.volume(store), datalab.volume(store)
+    runner, job_id = datalab.runner(), new_uuid()
+    with datalab.guard.writing(target):
+        runner.start_job(job_id, CopyRequest(source, target, generation=0).as_job())
+        running = runner.get(job_id, "job")
+        assert not running.done.wait(1.5)
+        runner.stop(running)
+        assert running.done.wait(30)
+    assert running.entry.error["code"] == 443
+    assert datalab.metadata(target).legality == md.LEGAL

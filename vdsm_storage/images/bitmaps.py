@@ -134,7 +134,7 @@ class Bitmaps:
     def _change(self, op: Operation, change: _Change) -> None:
         """Run `change(path, bitmaps)` under the generation protocol; legality is not touched."""
         target = VolumeRef.from_params(op.params)
-        with self._guard.writing(target) as store:
+        with self._guard.writing(target, cancel=op.cancel) as store:
             op.step("locked")
             found = store.load(target.image, target.volume)
             if found.format != md.COW:

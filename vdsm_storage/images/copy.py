@@ -74,7 +74,7 @@ class Copying:
     def _run(self, op: Operation) -> None:
         source = VolumeRef.from_params(op.params["source"])
         target = VolumeRef.from_params(op.params["target"])
-        with self._guard.writing(target, source) as target_store:
+        with self._guard.writing(target, source, cancel=op.cancel) as target_store:
             op.step("locked")
             source_store = self._guard.store(source.domain)
             found = target_store.load(target.image, target.volume)

@@ -14,14 +14,17 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.base.locks import Lock, Locks
-from vdsm_storage.errors import GenerationMismatch
+from vdsm_storage.errors import GenerationMismatch, ResourceTimeout
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import GENERATIONS, VolumeMetadata
 from vdsm_storage.images.store import Store
 from vdsm_storage.leases.model import LeaseSpec
 
 DOMAINS = "00_storage"
+PATIENCE = 24 * 3600.0  # seconds that a job waits for another one on the same image
+SLICE = 1.0  # seconds between two looks at whether the waiting job was stopped
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ def image_lock(domain: str, image: str, *, exclusive: bool) -> Lock:
 
 
 class Guard:
-    """`timeout` seconds are waited for a lock or a lease that another operation holds."""
+    """`timeout` seconds are waited for a lease that another host holds, and by recovery for a lock
+    that another operation of this process holds; a running job waits for that one patiently.
+    """
 
     def __init__(
         self,
@@ -73,11 +78,16 @@ class Guard:
 
     @contextlib.contextmanager
     def writing(
-        self, target: VolumeRef, *reads: VolumeRef, lease: bool = True
+        self,
+        target: VolumeRef,
+        *reads: VolumeRef,
+        lease: bool = True,
+        cancel: Cancel | None = None,
     ) -> Iterator[Store]:
         """Hold the target's image exclusively with its lease, and the images that are read.
 
         Gives the target's store.  `lease=False` for what runs under the domain's lock instead.
+        A job gives its `cancel`; it then waits for other jobs of this process up to PATIENCE.
         Raises ResourceTimeout (851), AcquireLockFailure (651), 358, 201.
         """
         wanted = [
@@ -87,7 +97,7 @@ class Guard:
         for read in reads:
             wanted.append(Lock(DOMAINS, read.domain, exclusive=False))
             wanted.append(image_lock(read.domain, read.image, exclusive=False))
-        with self._locks.held(wanted, self._timeout):
+        with self._held(wanted, cancel):
             store = self.store(target.domain)
             store.load(target.image, target.volume)
             spec = store.lease(target.image, target.volume) if lease else None
@@ -95,6 +105,23 @@ class Guard:
                 if spec is not None:
                     stack.enter_context(self._leases.held(spec, self._timeout))
                 yield store
+
+
+    @contextlib.contextmanager
+    def _held(self, wanted: Sequence[Lock], cancel: Cancel | None) -> Iterator[None]:
+        rounds = 1 if cancel is None else int(PATIENCE / SLICE)
+        slice_ = self._timeout if cancel is None else SLICE
+        with contextlib.ExitStack() as stack:
+            for left in reversed(range(rounds)):
+                try:
+                    stack.enter_context(self._locks.held(wanted, slice_))
+                    break
+                except ResourceTimeout:
+                    if left == 0:
+                        raise
+                if cancel is not None:
+                    cancel.check()
+            yield
 
 
 def check_generation(volume: str, actual: int, requested: int | None) -> None:

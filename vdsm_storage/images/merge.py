@@ -114,7 +114,7 @@ class Merging:
     def _prepare(self, op: Operation) -> None:
         base = _base(op)
         with (
-            self._guard.writing(base, lease=False) as store,
+            self._guard.writing(base, lease=False, cancel=op.cancel) as store,
             store.lock.held(self._lock_timeout),
         ):
             sub = _subchain(store, op)
@@ -175,7 +175,7 @@ class Merging:
 
     def _merge(self, op: Operation) -> None:
         base = _base(op)
-        with self._guard.writing(base) as store:
+        with self._guard.writing(base, cancel=op.cancel) as store:
             op.step("locked")
             sub = _subchain(store, op)
             if sub.base.metadata.is_legal:
@@ -229,7 +229,7 @@ class Merging:
     def _finalize(self, op: Operation) -> None:
         base = _base(op)
         with (
-            self._guard.writing(base, lease=False) as store,
+            self._guard.writing(base, lease=False, cancel=op.cancel) as store,
             store.lock.held(self._lock_timeout),
         ):
             sub = _subchain(store, op)

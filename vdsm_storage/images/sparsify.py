@@ -82,7 +82,7 @@ class Sparsifying:
 
     def _sparsify(self, op: Operation) -> None:
         target = VolumeRef.from_params(op.params)
-        with self._guard.writing(target) as store:
+        with self._guard.writing(target, cancel=op.cancel) as store:
             op.step("locked")
             member = Member(target.image, target.volume, store.load(target.image, target.volume))
             self._check(store, member)
@@ -175,7 +175,7 @@ class Sparsifying:
     def _reduce(self, op: Operation) -> None:
         target = VolumeRef.from_params(op.params)
         with (
-            self._guard.writing(target, lease=False) as store,
+            self._guard.writing(target, lease=False, cancel=op.cancel) as store,
             store.lock.held(self._lock_timeout),
         ):
             op.step("locked")

@@ -96,7 +96,7 @@ class Updating:
 
     def _update(self, op: Operation) -> None:
         target = VolumeRef.from_params(op.params)
-        with self._guard.writing(target) as store:
+        with self._guard.writing(target, cancel=op.cancel) as store:
             op.step("locked")
             found = store.load(target.image, target.volume)
             guard.check_generation(target.volume, found.generation, op.params["generation"])
@@ -121,7 +121,7 @@ class Updating:
 
     def _amend(self, op: Operation) -> None:
         target = VolumeRef.from_params(op.params)
-        with self._guard.writing(target) as store:
+        with self._guard.writing(target, cancel=op.cancel) as store:
             op.step("locked")
             found = store.load(target.image, target.volume)
             if found.format != md.COW:
