@@ -107,6 +107,20 @@ class ResourceExhausted(AgentError):
     template = "{resource} is full ({limit} waiting); try again later"
 
 
+class StorageFailure(AgentError):
+    code = 200
+    template = "The storage failed: {reason} ({path}); look at it, then try again"
+
+
+def agent_error(error: BaseException) -> AgentError | None:
+    """What a caller is told of an exception: itself, or what the storage said.  None for a bug."""
+    if isinstance(error, AgentError):
+        return error
+    if isinstance(error, OSError):
+        return StorageFailure(reason=error.strerror or error, path=error.filename or "no path")
+    return None
+
+
 # -- tasks and jobs --------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.uuids import new_uuid
-from vdsm_storage.errors import ActionStopped, AgentError, JobExists, TaskAborted
+from vdsm_storage.errors import ActionStopped, AgentError, JobExists, TaskAborted, agent_error
 from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.journal import Entry, Journal
 from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation
@@ -172,8 +172,9 @@ class Runner:
                 error = TaskAborted(task=entry.id)
         else:
             log.exception("%s %s failed", entry.verb, entry.id)
-        code = error.code if isinstance(error, AgentError) else 100
-        entry.error = {"code": code, "message": str(error)}
+        known = agent_error(error)
+        code = known.code if known is not None else 100
+        entry.error = {"code": code, "message": str(known or error)}
         self._change(running, j.CLEANING)
         try:
             self._kinds[entry.kind].recover(running.operation)

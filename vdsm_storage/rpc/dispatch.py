@@ -22,7 +22,6 @@ from jsonrpcserver.result import Error, Success
 
 from vdsm_storage import errors
 from vdsm_storage.base import logs
-from vdsm_storage.errors import AgentError
 from vdsm_storage.rpc import jsonrpc
 from vdsm_storage.rpc.fair import FairQueues, Lanes, Work
 from vdsm_storage.verbs.table import Verb
@@ -325,9 +324,11 @@ class _Method:
             logs.FLOW.reset(token)
 
     def failure(self, error: BaseException, flow_id: str) -> tuple[int, str]:
-        if isinstance(error, AgentError):
-            return error.code, error.message
-        log.error("%s failed", self._name, exc_info=error)
+        known = errors.agent_error(error)
+        if known is not error:
+            log.error("%s failed", self._name, exc_info=error)
+        if known is not None:
+            return known.code, known.message
         internal = errors.InternalError(reason=f"{type(error).__name__}: {error}", flow_id=flow_id)
         return internal.code, internal.message
 
