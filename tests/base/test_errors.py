@@ -4,7 +4,6 @@ from __future__ import annotations
 import errno
 import inspect
 import os
-import pickle
 import string
 
 import pytest
@@ -40,5 +39,3 @@ def test_a_bug_is_no_agent_error() -> None:
     assert errors.agent_error(ZeroDivisionError()) is None
     with pytest.raises(AttributeError):
         _ = errors.ActionStopped().nothing
-    with pytest.raises(AttributeError):
-        pickle.loads(pickle.dumps(errors.ActionStopped())).nothing  # noqa: B018
