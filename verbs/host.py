@@ -130,15 +130,13 @@ def getStorageRepoStats(ctx: Context, domains: Sequence[str] = ()) -> dict[str, 
 
 
 def startMonitoringDomain(ctx: Context, sdUUID: str, hostID: int) -> None:
-    """Watch a domain that no connected pool has, under this host id."""
-    if ctx.services.storage.pools.user_of(sdUUID) is None:
-        ctx.services.health.start(sdUUID, hostID)
+    """Watch a domain, also one that no connected pool has, under this host id."""
+    ctx.services.storage.pools.monitor(sdUUID, hostID)
 
 
 def stopMonitoringDomain(ctx: Context, sdUUID: str) -> None:
     """A pool's domain stays watched."""
-    if ctx.services.storage.pools.user_of(sdUUID) is None:
-        ctx.services.health.stop(sdUUID)
+    ctx.services.storage.pools.unmonitor(sdUUID)
 
 
 # -- tasks and jobs --------------------------------------------------------------------------
@@ -198,8 +196,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getStorageDomains": Verb(getStorageDomains, lane=SCAN),
     "Host.getConnectedStoragePools": Verb(getConnectedStoragePools),
     "Host.getStorageRepoStats": Verb(getStorageRepoStats),
-    "Host.startMonitoringDomain": Verb(startMonitoringDomain),
-    "Host.stopMonitoringDomain": Verb(stopMonitoringDomain),
+    "Host.startMonitoringDomain": Verb(startMonitoringDomain, lane="sdUUID"),
+    "Host.stopMonitoringDomain": Verb(stopMonitoringDomain, lane="sdUUID"),
     "Host.getAllTasks": Verb(getAllTasks),
     "Host.getAllTasksInfo": Verb(getAllTasksInfo),
     "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.domains.conftest import GOLDEN, World, build, wait_for
+from vdsm_storage.base.owner import Owner
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.domains.connection import Connection, normalise, parse
 from vdsm_storage.errors import ConnectionInvalid, ConnectionTypeUnsupported
@@ -264,3 +265,17 @@ def test_nothing_is_restored_after_a_reboot(tmp_path: Path, data: str) -> None:
     state.write_text("{ torn")
     assert not build(tmp_path / "agent", None).services.memory.crashed
     first.close()
+
+
+def test_who_can_use_a_directory(tmp_path: Path) -> None:
+    mounts, nobody = Mounts(10.0), Owner(65534, 65534)
+    parent = tmp_path / "p"
+    parent.mkdir()
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    parent.chmod(0o700)
+    assert "no permission" in str(mounts.unusable_by(str(parent), nobody))
+    parent.chmod(0o777)
+    assert mounts.unusable_by(str(parent), nobody) is None
+    assert mounts.unusable_by(str(tmp_path / "no"), nobody) == "it is no directory"
+    assert mounts.unusable_by(str(parent), Owner(os.geteuid(), os.getegid())) is None

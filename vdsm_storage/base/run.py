@@ -188,14 +188,20 @@ def _close_stdin(process: subprocess.Popen[bytes]) -> None:
         return
 
 
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the child and its helpers (mount runs mount.TYPE), which are in its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a child that still runs, politely first; reap it; close our ends of its pipes."""
+    """End a child that still runs, with the helpers that it started; politely first; reap it."""
     if process.poll() is None:
-        process.terminate()
+        _signal_group(process, signal.SIGTERM)
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _signal_group(process, signal.SIGKILL)
             # One that stays is in the kernel, on dead storage; init reaps it when the I/O returns.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)

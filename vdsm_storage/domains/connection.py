@@ -25,6 +25,7 @@ from vdsm_storage.domains.remembered import Remembered
 from vdsm_storage.errors import (
     AccessTimeout,
     AgentError,
+    CommandTimeout,
     ConnectionInvalid,
     ConnectionPermission,
     ConnectionTypeUnsupported,
@@ -71,7 +72,7 @@ def parse(kind: str, params: Mapping[str, Any]) -> Connection:
         check_spec(spec, "none")
         if not spec.startswith("/"):
             raise ConnectionInvalid(connection=spec, reason="it must be an absolute path")
-        found = Connection(kind, os.path.normpath(spec))
+        found = Connection(kind, normalise(spec))
     elif kind == "POSIXFS":
         vfs_type = str(params.get("vfs_type") or "")
         options = ",".join(check_options(str(params.get("mnt_options") or "")))
@@ -270,7 +271,9 @@ class Connections:
                 return
             self._release(path, known, IN_USE_WAIT)
 
-    def _release(self, path: str, connection: Connection, wait: float) -> None:
+    def _release(
+        self, path: str, connection: Connection, wait: float, final: bool = False
+    ) -> None:
         deadline = Deadline(self._clock, wait)
         while used := self._in_use(path):
             if deadline.passed():
@@ -283,18 +286,24 @@ class Connections:
             if os.path.islink(path):
                 os.unlink(path)
         else:
-            self._unmount(path, deadline)
+            self._unmount(path, deadline, final)
         with self._mutex:
             self._connected.pop(path, None)
         self._memory.drop(remembered.CONNECTIONS, path)
 
-    def _unmount(self, path: str, deadline: Deadline) -> None:
-        """Unmount, waiting a moment for whoever is just closing a file."""
+    def _unmount(self, path: str, deadline: Deadline, final: bool) -> None:
+        """Unmount, waiting a moment for whoever is just closing a file.
+
+        When the agent ends (`final`), a server that does not answer is not waited for.
+        """
         while True:
             try:
                 self._mounts.unmount(path)
                 break
-            except DisconnectionFailed:
+            except DisconnectionFailed as error:
+                if final and isinstance(error.__cause__, CommandTimeout):
+                    self._mounts.unmount(path, lazy=True)
+                    break
                 if deadline.passed():
                     raise
                 self._clock.wait(threading.Event(), 0.2)
@@ -316,7 +325,7 @@ class Connections:
         for path, connection in self.mounts().items():
 
             def work(c: Connection, path: str = path) -> None:
-                self._release(path, c, timeout)
+                self._release(path, c, timeout, final=True)
 
             futures.append(self._submit(connection, work))
         deadline = Deadline(self._clock, timeout + 5.0)

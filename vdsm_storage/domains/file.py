@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fnmatch
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from vdsm_storage.domains.metadata import DomainMetadata
 from vdsm_storage.domains.tree import Tree
 from vdsm_storage.errors import (
     FileStatsError,
+    NoSpaceForDomain,
     StorageDomainAccessError,
     StorageDomainDoesNotExist,
     StorageDomainLayoutError,
@@ -118,8 +121,9 @@ class FileDomain:
         old = self.metadata()
         new = old.with_changes(changes)
         if new.values != old.values:
-            with self._tree.directory(layout.DOM_MD) as fd:
-                self._tree.replace_file(fd, layout.METADATA, metadata.encode(new.values))
+            text = metadata.encode(new.values)
+            with self._errors(), self._tree.directory(layout.DOM_MD) as fd:
+                self._tree.replace_file(fd, layout.METADATA, text)
             self.last = new
             self.store.version = new.version
         return new
@@ -128,8 +132,21 @@ class FileDomain:
         """Whether what is given to sanlock by name lies in the domain.  Raises 371."""
         check_special_files(self._tree, self.id)
 
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the kernel says, as errors of this domain: full is not forbidden."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageDomainDoesNotExist(domain=self.id) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceForDomain(path=self.path) from error
+            raise StorageDomainAccessError(domain=self.id, reason=error) from error
+
     def capacity(self) -> Capacity:
-        found = os.statvfs(self.path)
+        with self._errors():
+            found = os.statvfs(self.path)
         return Capacity(found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail)
 
     def info(self) -> dict[str, Any]:
@@ -160,9 +177,11 @@ class FileDomain:
 
     def self_test(self) -> None:
         self.check_special_files()
-        with self._tree.directory(layout.IMAGES):
-            pass
-        if os.statvfs(self.path).f_flag & os.ST_RDONLY:
+        with self._errors():
+            with self._tree.directory(layout.IMAGES):
+                pass
+            read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
+        if read_only:
             raise StorageDomainAccessError(domain=self.id, reason="its file system is read-only")
 
     def file_stats(self, pattern: str, case_sensitive: bool) -> dict[str, dict[str, int]]:

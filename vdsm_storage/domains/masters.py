@@ -16,7 +16,9 @@ from vdsm_storage.domains.members import FREE, in_pool
 from vdsm_storage.domains.pool import ACTIVE, Pool, Pools
 from vdsm_storage.errors import (
     AgentError,
+    StorageDomainAccessError,
     StorageDomainAlreadyAttached,
+    StorageDomainDoesNotExist,
     StorageDomainNotInPool,
     StoragePoolConnected,
 )
@@ -101,12 +103,15 @@ class Masters:
     # -- create ------------------------------------------------------------------------------
 
     def create(self, new: NewPool) -> None:
-        """Make a pool of free domains.  Raises 325, 358, 380, 661."""
+        """Make a pool of free domains.  Raises 325, 379, 380, 661."""
         if (pool := self._pools.connected()) is not None and pool.id == new.id:
             raise StoragePoolConnected(pool=new.id)
         with self._pools.locked(new.id):
             for sd_id in new.domains:
-                found = self._registry.get(sd_id).metadata().pools
+                try:
+                    found = self._registry.get(sd_id).metadata().pools
+                except StorageDomainDoesNotExist as error:  # 379: the engine asks another host
+                    raise StorageDomainAccessError(domain=sd_id, reason=error) from error
                 if found:
                     raise StorageDomainAlreadyAttached(domain=sd_id, pool=found[0])
             self._runner.run(_request(CREATE, new, "StoragePool.create"))

@@ -50,7 +50,7 @@ class Watcher(Protocol):
         """Watch a domain and acquire the host id on it; nothing new if it is watched already."""
 
     def stop(self, sd_id: str) -> None:
-        """Watch no longer, and release the host id in the background."""
+        """Watch no longer, and release the host id in the background, watched or not."""
 
     def capacity(self, sd_id: str) -> Capacity | None:
         """As of the last good check."""
@@ -247,7 +247,7 @@ class Pools:
                 return
             with self._mutex:
                 self._pool = None
-            for sd_id in pool.active:
+            for sd_id in {*pool.domains, pool.master}:
                 self._stop_watching(sd_id)
             self._links.remove(pool_id)
             self._memory.drop(remembered.POOLS, pool_id)
@@ -258,7 +258,9 @@ class Pools:
     def monitor(self, sd_id: str, host_id: int) -> None:
         """Host.startMonitoringDomain: watch a domain and hold a host id on it, pool or not."""
         self._memory.put(remembered.MONITORED, sd_id, host_id)
-        self.watcher.start(sd_id, host_id)
+        pool = self.connected()
+        if pool is None or sd_id not in pool.active:
+            self.watcher.start(sd_id, host_id)
 
     def unmonitor(self, sd_id: str) -> None:
         """Host.stopMonitoringDomain; a domain that the pool uses is watched further."""

@@ -101,18 +101,30 @@ class Health:
                 return
             running = watch.running if watch is not None else None
             self._watches[sd_id] = _Watch(host_id, since=now, due=now, running=running)
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
-                self._thread.start()
+            self._run_scheduler()
             self._changed.notify_all()
+
+    def _run_scheduler(self) -> None:
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
+            self._thread.start()
 
     def stop(self, sd_id: str) -> None:
         with self._changed:
             watch = self._watches.get(sd_id)
+            if watch is None and self._has_host_id(sd_id):
+                watch = self._watches[sd_id] = _Watch(None, since=0.0, due=0.0)
+                self._run_scheduler()
             if watch is not None:
                 watch.stopping = True
                 watch.due = self._clock.monotonic()
                 self._changed.notify_all()
+
+    def _has_host_id(self, sd_id: str) -> bool:
+        """Whether one was asked for, by an operation on a domain that is not watched."""
+        domain = self._registry.peek(sd_id)
+        lockspace = domain.lockspace if domain is not None else None
+        return lockspace is not None and lockspace.host_id is not None
 
     def capacity(self, sd_id: str) -> Capacity | None:
         with self._changed:
