@@ -112,9 +112,11 @@ def test_bitmaps_follow(datalab):
 
 def test_bitmaps_need_cow(datalab):
     store = datalab.domain()
-    request = CopyRequest(datalab.volume(store), datalab.volume(store, cow=False), bitmaps=True)
-    with pytest.raises(UnsupportedOperation):
-        datalab.run(request.as_job())
+    source = datalab.volume(store)
+    for target in (datalab.volume(store, cow=False), datalab.volume(datalab.domain(3))):
+        with pytest.raises(UnsupportedOperation):
+            datalab.run(CopyRequest(source, target, bitmaps=True).as_job())
+        assert datalab.metadata(target).legality == md.LEGAL
 
 
 def test_what_is_refused_leaves_the_target_alone(datalab):

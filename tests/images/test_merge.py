@@ -16,6 +16,7 @@ from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import (
     GenerationMismatch,
     MergeSnapshotsError,
+    NoSpaceLeftOnDomain,
     UnexpectedVolumeState,
     VolumeDoesNotExist,
     VolumeIsNotInChain,
@@ -301,3 +302,18 @@ def test_crash_walk(datalab, step):
             datalab.run(asked.finalize_task())
         assert datalab.checksum(refs[2]) == before, point
         assert set(bitmaps(datalab, refs[0])) == {"mine"}, point
+
+
+@pytest.mark.mount
+def test_no_room_to_prepare(datalab, small_fs):
+    """A preallocated base that cannot grow is as it was, and the merge can be asked again."""
+    store = datalab.domain(root=small_fs)
+    base = datalab.volume(store, cow=False, preallocated=True)
+    top = datalab.volume(store, parent=base, size=64 * MIB)
+    before = datalab.checksum(top)
+    with pytest.raises(NoSpaceLeftOnDomain):
+        datalab.run(request([base, top], 0).prepare_task())
+    now = datalab.metadata(base)
+    assert (now.legality, now.capacity) == (md.LEGAL, 2 * MIB)
+    assert store.sizes(base.image, base.volume).apparent == 2 * MIB
+    assert datalab.checksum(top) == before

@@ -125,6 +125,11 @@ class _Copy:
                 operation=f"copying bitmaps to volume {target.volume}",
                 reason="only COW volumes have bitmaps",
             )
+        if self._op.params["bitmaps"] and layers.compat(self._target_store) == "0.10":
+            raise UnsupportedOperation(
+                operation=f"copying bitmaps to volume {target.volume}",
+                reason=f"domains of version {self._target_store.version} hold none; upgrade it",
+            )
 
     def run(self) -> None:
         assert self._target is not None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.errors import CommandError, CopyImageError
@@ -67,13 +67,14 @@ def copy_layer(
         create=not raw,
         is_zero=raw and not full and to.fresh and not to.store.is_block,
         sparse=not (raw and full),
-        bitmaps=top.is_cow and not raw,
     )
     with (
         guard.active(source_store, top.image, below, prepared=False),
         guard.active(to.store, to.image, [to.volume], prepared=False),
     ):
-        layers.check_headers(source_store, qemu, source)
+        info = layers.check_headers(source_store, qemu, source)
+        keeps = not raw and conversion.compat != "0.10"  # qcow2 0.10 holds no bitmaps
+        conversion = replace(conversion, bitmaps=keeps and bool(info.bitmaps))
         try:
             qemu.convert(conversion, Watch(how.progress, how.cancel))
         except CommandError as error:
