@@ -161,7 +161,9 @@ class Sanlock:
                 if error.errno != errno.ENOENT:
                     raise
 
-        self._io(call, ReleaseHostIdFailure, _host(lockspace, host_id, place))
+        failure = Failure(ReleaseHostIdFailure, _host(lockspace, host_id, place))
+        # In turn with acquire(): the daemon kills who takes a lease while it is leaving.
+        self._run("leave", call, self.io_seconds, failure, self._connection(lockspace).lock)
 
     def host_ids(self) -> dict[str, int]:
         """The lockspaces that the daemon has joined or is joining, and the host id in each."""

@@ -35,6 +35,8 @@ class Lockspace:
         self._place = Place(ids_path, 0, geometry.alignment, geometry.block_size)
         self._clock = clock
         self._host_id: int | None = None
+        self._changing = threading.Lock()  # one comes or goes at a time
+        self._leaving = False
 
     @property
     def host_id(self) -> int | None:
@@ -46,15 +48,17 @@ class Lockspace:
         return self._sanlock.host_ids().get(self.id)
 
     def start_acquire(self, host_id: int) -> None:
-        """Ask for the host id; returns at once.  Does nothing if it is held or under way.
+        """Ask for the host id; returns at once, or when a release that is under way has ended.
+        Does nothing if it is held or under way.
 
         Raises AcquireHostIdFailure (661), HostIdConflict (700): another one is held already.
         """
-        held = self._sanlock.host_ids().get(self.id)
-        if held is not None and held != host_id:
-            raise HostIdConflict(domain=self.id, held=held, asked=host_id)
-        self._sanlock.start_host_id(self.id, host_id, self._place)
-        self._host_id = host_id
+        with self._changing:
+            held = self._sanlock.host_ids().get(self.id)
+            if held is not None and held != host_id:
+                raise HostIdConflict(domain=self.id, held=held, asked=host_id)
+            self._sanlock.start_host_id(self.id, host_id, self._place)
+            self._host_id = host_id
 
     def acquire(self, host_id: int, timeout: float) -> None:
         """Ask and wait at most `timeout` seconds.  Raises 661, 700."""
@@ -91,11 +95,17 @@ class Lockspace:
 
     def release(self) -> None:
         """Give the host id back; nothing if there is none.  Raises ReleaseHostIdFailure (662)."""
-        host_id = self._host_id
-        if host_id is None:
-            return
-        self._sanlock.release_host_id(self.id, host_id, self._place)
-        self._host_id = None
+        with self._changing:
+            host_id = self._host_id
+            if host_id is None:
+                return
+            # The daemon calls the host id held until it is gone, but takes leases under it away.
+            self._leaving = True
+            try:
+                self._sanlock.release_host_id(self.id, host_id, self._place)
+                self._host_id = None
+            finally:
+                self._leaving = False
 
     def hosts(self) -> list[HostState]:
         """The hosts of the lockspace as this one sees them; [] at first."""
@@ -104,6 +114,8 @@ class Lockspace:
     def _state(self) -> bool | None:
         if self._host_id is None:
             return False
+        if self._leaving:
+            return None
         return self._sanlock.has_host_id(self.id, self._host_id, self._place)
 
     def _failure(self, reason: str) -> AcquireHostIdFailure:
