@@ -267,6 +267,9 @@ class HttpSession(asyncio.Protocol):
     def _fail(self, status: int, message: str) -> None:
         """Answer if that is still possible, and close."""
         log.info("%s: HTTP %d %s", self.name, status, message)
+        if self._transfer is not None:
+            self._transfer.lost()
+            self._transfer = None
         if self._parser.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.error(status, message, {"connection": "close"})
         self._end()
