@@ -209,3 +209,31 @@ def test_a_fuse_connection(world: World, tmp_path: Path) -> None:
     assert os.path.ismount(path)
     assert connections.disconnect("POSIXFS", [params]) == [{"id": "a", "status": 0}]
     assert not os.path.exists(path)
+
+
+@pytest.mark.mount
+def test_a_clean_stop_with_a_dead_server(tmp_path: Path) -> None:
+    """The agent ends in time, and takes the mount out of the tree."""
+    world = build(tmp_path / "agent", None, INTERVAL)
+    image = tmp_path / "dead.img"
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    mount = world.connect(str(image), "POSIXFS", vfs_type="fuse.fuse2fs")
+    world.services.connections._mounts._timeout = 1.0
+    server = server_of(image)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        world.close()
+        assert mount not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+def server_of(image: Path) -> int:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[:2] == [b"fuse2fs", str(image).encode()]:
+                return int(entry.name)
+    raise AssertionError("no server")
