@@ -15,6 +15,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from vdsm_storage.base.secret import Secret
 from vdsm_storage.base.uuids import is_uuid
 from vdsm_storage.errors import (
     ImageDaemonError,
@@ -39,6 +40,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _revealed(value: object) -> str:
+    """The daemon is told what a peer gave us as a password, and nobody else is."""
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 class ImageTickets:
@@ -71,7 +79,7 @@ class ImageTickets:
             raise InvalidParameter(parameter="uuid", value=ticket_id, reason=reason)
         if not os.path.exists(self._control):
             raise ImageDaemonUnsupported(path=self._control)
-        text = json.dumps(body) if body is not None else None
+        text = json.dumps(body, default=_revealed) if body is not None else None
         connection = _UnixConnection(self._control)
         try:
             connection.request(method, f"/tickets/{ticket_id}", body=text)

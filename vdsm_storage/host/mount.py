@@ -35,6 +35,7 @@ _SECRET = frozenset(
         "password", "password2", "pass", "passwd", "secret", "key",
     }
 )
+_USER = frozenset({"user", "username"})  # CIFS takes name%password there
 # Not storage: mounting one of these is never what an engine means.
 _PSEUDO = frozenset(
     {
@@ -87,17 +88,23 @@ def check_options(text: str) -> list[str]:
     """The options of a comma list, refusing what could smuggle.  Raises ConnectionInvalid (453)."""
     options = [option.strip() for option in text.split(",") if option.strip()]
     for option in options:
-        name = option.partition("=")[0].lower()
-        if not _OPTION.fullmatch(option):
-            raise ConnectionInvalid(connection=text, reason=f"the mount option {option!r}")
-        if name in _SECRET:
-            raise ConnectionInvalid(
-                connection="(mount options)",
-                reason=f"{name}= would show the secret to every user; name a file that holds it",
-            )
-        if name in _REFUSED or name.startswith(("x-", "helper")):
-            raise ConnectionInvalid(connection=text, reason=f"the mount option {name} is refused")
+        name, _, value = option.partition("=")
+        reason = _wrong_option(option, name.lower(), value)
+        if reason:  # the name alone is shown: any value may be a secret
+            shown = f"mount option {name[:60]!r}"
+            raise ConnectionInvalid(connection=shown, reason=reason)
     return options
+
+
+def _wrong_option(option: str, name: str, value: str) -> str:
+    """Why mount(8) must not be given this option, or ""."""
+    if name in _SECRET or (name in _USER and "%" in value):
+        return "every user could read the secret; name a file that holds it"
+    if not _OPTION.fullmatch(option):
+        return "it has characters that no mount option has"
+    if name in _REFUSED or name.startswith(("x-", "helper")):
+        return "it is refused here"
+    return ""
 
 
 def check_spec(spec: str, vfs_type: str) -> None:
