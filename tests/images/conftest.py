@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,8 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.domains.file_store import FileStore
-from vdsm_storage.errors import StorageDomainDoesNotExist
-from vdsm_storage.host.qemu_img import NewImage, QemuImg
+from vdsm_storage.errors import CommandError, StorageDomainDoesNotExist
+from vdsm_storage.host.qemu_img import Image, NewImage, QemuImg
 from vdsm_storage.host.virt_sparsify import VirtSparsify
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.bitmaps import Bitmaps
@@ -180,6 +182,17 @@ class DataLab:
     def write(self, ref: VolumeRef, offset: int, length: int, pattern: int) -> None:
         self.io(ref, f"write -q -P {pattern} {offset} {length}")
 
+    def wait_free(self, ref: VolumeRef) -> None:
+        """A program that was killed keeps its locks until its last writes are through."""
+        image = Image(self.path(ref), self.format(ref))
+        for _ in range(1000):
+            try:
+                self.qemu_img.info_untrusted(image)
+                return
+            except CommandError:
+                time.sleep(0.02)
+        raise AssertionError(f"{ref} is still locked")
+
     def checksum(self, ref: VolumeRef) -> str:
         """Of what a guest sees, read by another tool than the one under test."""
         raw = str(self.root / f"{new_uuid()}.raw")
@@ -232,6 +245,30 @@ class DataLab:
             finally:
                 os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9, f"{point} was not reached"
+        return self.restarted(job_id)
+
+    def kill(self, request: Request, when: Callable[[], bool]) -> Running:
+        """kill -9 in the middle of a step, as soon as `when()`; then recover."""
+        job_id = new_uuid()
+        child = os.fork()
+        if child == 0:
+            try:
+                self.lanes = Lanes(self.clock, 4, 100)
+                runner = self.runner()
+                runner.start_job(job_id, request)
+                running = runner.get(job_id, JOB)
+                assert running is not None
+                running.done.wait(60)
+            finally:
+                os._exit(7)
+        while not when() and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9, "it had ended before"
+        return self.restarted(job_id)
+
+    def restarted(self, job_id: str) -> Running:
+        """The job as a new process finds it in the journal and recovers it."""
         runner = self.runner()
         runner.load()
         runner.recover_domains(lambda domain: domain in self.stores)
