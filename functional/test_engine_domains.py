@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from functional.engine.datacenter import DataCenter, Disk, Domain
-from functional.engine.host import COW, LOCALFS, RAW, Host, StorageServer
+from functional.engine.host import COW, RAW, Host, StorageServer
 from functional.engine.replies import NO_UUID
 from functional.engine.wire import VdsError
 from functional.processes import AgentProcess
@@ -187,10 +187,10 @@ def test_reconstruct_the_master(lab: Lab) -> None:
     dc.wait_healthy(lab.host)
 
 
-@pytest.mark.parametrize("version", ["3", "4"])
-def test_a_domain_of_an_older_format(lab: Lab, version: str) -> None:
+@pytest.mark.parametrize(("version", "kind"), [("3", "local"), ("4", "bind")])
+def test_a_domain_of_an_older_format(lab: Lab, version: str, kind: str) -> None:
     dc = lab.dc
-    domain = lab.new_domain(version=version)
+    domain = lab.new_domain(kind, version)
     disk = dc.snapshot(dc.create_disk(domain.id, 4 * MIB), 4 * MIB)
     fill(lab, disk, 0x37, "qcow2")
     assert dc.info(disk).status == "OK"
@@ -230,7 +230,7 @@ def test_import_a_domain_of_another_pool(lab: Lab) -> None:
 def test_a_domain_that_is_unreachable_is_told(lab: Lab) -> None:
     """The pool's other domain works on; the engine reads 358 or an error, and no free space."""
     dc = lab.dc
-    domain = lab.new_domain("local" if other(lab).server.type == LOCALFS else "bind")
+    domain = lab.new_domain("local")
     disk = dc.create_disk(domain.id, MIB)
     root = Path(domain.server.spec)
     away = root / "away"
