@@ -97,6 +97,14 @@ class Wire:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
+    @staticmethod
+    def local_config() -> Config:
+        config = Config()
+        config.addresses.management_ip = "127.0.0.1"
+        config.addresses.management_port = 0
+        config.rpc.check_replies = True
+        return config
+
     def start(self) -> None:
         self._thread.start()
         self.port = self.run(self._start())
@@ -275,10 +283,7 @@ def start(authorities: tuple[str, str]) -> Iterator[Start]:
     running: list[Wire] = []
 
     def begin(secure: bool = False, streams: Streams | None = None, **options: Any) -> Wire:
-        config = Config()
-        config.addresses.management_ip = "127.0.0.1"
-        config.addresses.management_port = 0
-        config.rpc.check_replies = True
+        config = Wire.local_config()
         config.tls.handshake_timeout = options.pop("handshake_timeout", 10.0)
         config.tls.verify_client_cert = options.pop("verify_client_cert", False)
         for name, value in options.items():
