@@ -151,6 +151,13 @@ def test_adapters_and_firmware(tmp_path: Path) -> None:
     assert (system["name"], system["version"], system["release"]) == ("RHEL", "9", "4")
 
 
+def test_a_host_without_any_id_gets_a_lasting_one(tmp_path: Path) -> None:
+    files = tree(tmp_path, {"/etc/machine-id": "", "/sys/class/net/eth0/address": "52:54:00:1"})
+    first = hardware.hardware(files)["systemUUID"]
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
+    assert hardware.host_uuid(files) == first
+
+
 def test_cpu_models_need_their_features_and_vendor(tmp_path: Path) -> None:
     base = "/usr/share/libvirt/cpu_map"
     model = '<cpus><model name="{}"><vendor name="{}"/><feature name="sse4.2"/>{}</model></cpus>'

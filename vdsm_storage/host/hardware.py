@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 
 from vdsm_storage.base.run import Command, run
 from vdsm_storage.errors import AgentError
@@ -35,7 +36,10 @@ OS_FAMILIES = (
 
 
 def host_uuid(files: KernelFiles) -> str:
-    """The firmware's UUID, /etc/vdsm/vdsm.id where an administrator put one, or the machine id."""
+    """What an administrator wrote to /etc/vdsm/vdsm.id, the firmware's UUID, or the machine id.
+
+    A host without any of them gets one that is made of its name and its network adapters.
+    """
     candidates = (
         files.text("/etc/vdsm/vdsm.id"),
         files.text(f"{DMI}/product_uuid"),
@@ -46,7 +50,9 @@ def host_uuid(files: KernelFiles) -> str:
         if re.fullmatch(r"[0-9a-f]{32}", digits) and len(set(digits)) > 1:
             parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
             return "-".join(parts)
-    return ""
+    net = "/sys/class/net"
+    adapters = sorted(files.text(f"{net}/{name}/address") for name in files.names(net))
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, " ".join([os.uname().nodename, *adapters])))
 
 
 def hardware(files: KernelFiles) -> dict[str, str]:
