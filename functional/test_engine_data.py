@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -303,6 +304,33 @@ def test_checkpoints_of_a_stopped_vm(lab: Lab) -> None:
     assert lab.info(disk, disk.leaf).generation == 4
     lab.dc.delete(disk)
     lab.dc.delete(copy)
+
+
+def test_recovery_that_fails_is_tried_again(lab: Lab) -> None:
+    """The volume is locked by another program when the agent comes back; later it is not."""
+    disk = lab.dc.create_disk(lab.dc.master, SIZE, fmt=COW)
+    path, name = lab.path(disk, disk.leaf), str(uuid.uuid4())
+    argv = ["qemu-io", "-f", "qcow2", path]
+    held: list[subprocess.Popen[bytes]] = []
+    jobs: list[str] = []
+
+    def begin() -> None:
+        where = lab.dc.div(disk, disk.leaf, 0)
+        params = {"vol_info": where, "bitmap": name}
+        jobs.append(lab.dc.start_job(lab.host, "SDM.add_bitmap", params))
+        lab.agent.wait_dead()
+        with open(os.devnull, "wb") as null:
+            held.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=null))
+
+    lab.crash("volume.add_bitmap:changed", begin)
+    for _ in range(4):
+        time.sleep(0.5)
+        assert lab.host.jobs(jobs)[jobs[0]].status == "running"
+    held[0].communicate(b"quit\n", timeout=10)
+    assert lab.dc.wait_job(lab.host, jobs[0]).status == "failed"
+    assert bitmaps(lab, disk) == set()
+    assert lab.info(disk, disk.leaf).generation == 0
+    lab.dc.delete(disk)
 
 
 def test_amend_and_sparsify(lab: Lab) -> None:

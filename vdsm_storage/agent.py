@@ -66,6 +66,7 @@ class Agent:
         self._broker = Broker()
         self._listener: Listener | None = None
         self._recovered = False
+        self._recovery: asyncio.Task[None] | None = None
         self._make_authority = dev and config.tls.enabled
         lost = os.path.join(config.paths.run, "lost")
         sanlock = Sanlock(config.paths.sanlock_run, config.sanlock.io_timeout, lost)
@@ -148,7 +149,7 @@ class Agent:
         self._leases.lost.start(self._leases_lost)
         await asyncio.gather(*starting)
         self._recovered = True
-        self._lanes.submit(":restore", self._restore, STOP_SECONDS)
+        self._recovery = asyncio.create_task(self._keep_recovering())
         self._announce(self._listener.port)
         log.info("Serving on port %s, version %s", self._listener.port, VERSION)
         return self._listener.port
@@ -157,6 +158,8 @@ class Agent:
         """Stop serving, and give back what this host should not keep."""
         if self._listener is not None:
             await self._listener.stop()
+        if self._recovery is not None:
+            self._recovery.cancel()
         await asyncio.to_thread(self._give_back)
         for name in ("port", "plain"):
             with contextlib.suppress(OSError):
@@ -182,6 +185,15 @@ class Agent:
         files.write_atomic(os.path.join(run, "port"), f"{port}\n".encode())
 
     # -- what lower floors tell --------------------------------------------------------------
+
+    async def _keep_recovering(self) -> None:
+        """Recover at once, and again what could not be: another host or a dying program may still
+        hold what it needs."""
+        work = self._lanes.submit(":restore", self._restore, STOP_SECONDS)
+        while True:
+            await asyncio.sleep(self._config.storage.monitor_interval)
+            if work.done() and self._runner.interrupted():
+                work = self._lanes.submit(":restore", self._recover, STOP_SECONDS)
 
     def _restore(self) -> None:
         """After a crash in this boot: connect what was connected; recover what can be."""
