@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,11 @@ def workdir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="e", dir=base))
     yield path
     left = leftovers(path)
+    for kind, name, *_ in (line.split() for line in left):
+        if kind == "process":  # of a test that failed
+            os.kill(int(name), signal.SIGKILL)
+        elif kind == "mount":
+            subprocess.run(["umount", "--lazy", name], check=False, timeout=30)
     shutil.rmtree(path, ignore_errors=True)
     assert left == []
 
