@@ -103,3 +103,14 @@ def test_posix_gets_its_external_leases(shared_world: World, data: str) -> None:
     assert xleases.stat().st_mode & 0o7777 == 0o660
     assert domain.xleases_path == str(xleases)
     assert world.services.dump(sd_id, True)["xleases"] == {}
+
+
+def test_an_old_domain_joins_a_new_pool(world: World, data: str, tmp_path: Path) -> None:
+    """Activated in a pool of version 5, it is upgraded in the background."""
+    (tmp_path / "old").mkdir()
+    world.connect(data)
+    world.connect(str(tmp_path / "old"))
+    pool, old = world.pool(world.domain(data)), world.domain(str(tmp_path / "old"), version=4)
+    world.services.members.attach(old, pool)
+    world.services.members.activate(old, pool)
+    wait_for(lambda: world.services.registry.get(old).version == 5)

@@ -256,7 +256,7 @@ def choose_block_size(
         found = 512
     supported = kind.block_sizes if version >= 5 else (512,)
     size = found if asked == AUTO else asked
-    if size not in supported or size < found or (size != found and kind.leases):
+    if size not in supported or size != found:
         raise StorageDomainBlockSizeMismatch(
             path=path, found=found, asked=asked, type=kind.name, version=version,
             supported=" or ".join(map(str, supported)),

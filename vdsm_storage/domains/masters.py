@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -195,9 +196,12 @@ class Masters:
 
     def switch(self, pool: Pool, new_master: str, version: int) -> None:
         """Move the role inside the connected pool; the caller holds Pools.locked."""
-        self._runner.run(self.switch_request(pool, new_master, version))
+        self._runner.run(self.switch_request(pool, new_master, version, locked=True))
 
-    def switch_request(self, pool: Pool, new_master: str, version: int) -> Request:
+    def switch_request(
+        self, pool: Pool, new_master: str, version: int, locked: bool = False
+    ) -> Request:
+        """The operation that moves the role; `locked`: whoever runs it holds Pools.locked."""
         if new_master not in pool.domains:
             raise StorageDomainNotInPool(domain=new_master, pool=pool.id)
         params = {
@@ -206,6 +210,7 @@ class Masters:
             "new": new_master,
             "version": version,
             "host_id": pool.host_id,
+            "locked": locked,
         }
         domains = [FOUND + pool.master, FOUND + new_master]
         return Request(SWITCH, params, domains, "switchMaster", lane=pool.id)
@@ -213,7 +218,12 @@ class Masters:
     def _switch(self, op: Operation) -> None:
         old = self._registry.get(op.params["old"])
         new = self._registry.get(op.params["new"])
-        with old.lock.held(self._lock_timeout), new.lock.held(self._lock_timeout):
+        locked = op.params["locked"]
+        with (
+            contextlib.nullcontext() if locked else self._pools.locked(op.params["id"]),
+            old.lock.held(self._lock_timeout),
+            new.lock.held(self._lock_timeout),
+        ):
             new.update_metadata({"ROLE": md.MASTER})
             op.step("promoted", abortable=False)
             # From here on a restart connects the pool with the new master.

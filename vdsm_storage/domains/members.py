@@ -41,8 +41,11 @@ def in_pool(pool_id: str) -> dict[str, str | None]:
 
 
 class Members:
-    """Needs Pools; `lock_timeout` and `host_id_timeout` in seconds; `switch_master` moves the
-    master role of the connected pool (domains/masters.py)."""
+    """Needs Pools; `lock_timeout` and `host_id_timeout` in seconds.
+
+    `switch_master` moves the master role of the connected pool (domains/masters.py);
+    `upgrade(pool, version)` begins to bring its active domains to a version.
+    """
 
     def __init__(
         self,
@@ -50,12 +53,14 @@ class Members:
         lock_timeout: float,
         host_id_timeout: float,
         switch_master: Callable[[Pool, str, int], None],
+        upgrade: Callable[[str, int], None],
     ) -> None:
         self._pools = pools
         self._registry = pools.registry
         self._lock_timeout = lock_timeout
         self._host_id_timeout = host_id_timeout
         self._switch_master = switch_master
+        self._upgrade = upgrade
 
     @contextlib.contextmanager
     def writing(self, domain: FileDomain, number: int) -> Iterator[None]:
@@ -120,13 +125,19 @@ class Members:
         log.info("Domain %s was freed by force (pool %s)", sd_id, pool_id)
 
     def activate(self, sd_id: str, pool_id: str) -> None:
-        """Start to use an attached domain.  Raises 309, 353, 358."""
+        """Start to use an attached domain; one older than its pool is upgraded in the background.
+
+        Raises 309, 353, 358.
+        """
         domain = self._registry.get(sd_id)
         if pool_id not in domain.metadata().pools:
             raise StorageDomainNotInPool(domain=sd_id, pool=pool_id)
         with self._pools.locked(pool_id):
-            self._pools.get(pool_id)
+            pool = self._pools.get(pool_id)
             self._pools.set_status(pool_id, sd_id, ACTIVE)
+        master = self._registry.peek(pool.master)
+        if master is not None and domain.version < master.version:
+            self._upgrade(pool_id, master.version)
 
     def deactivate(self, sd_id: str, pool_id: str, new_master: str, version: int) -> None:
         """Stop to use a domain; a master first hands its role to `new_master`, if given."""

@@ -94,7 +94,9 @@ class DomainServices:
         self.upgrades = Upgrades(
             self.pools, base.leasing, owner, base.runner, base.locks, lock_timeout, id_timeout
         )
-        self.members = Members(self.pools, lock_timeout, id_timeout, self.masters.switch)
+        self.members = Members(
+            self.pools, lock_timeout, id_timeout, self.masters.switch, self._upgrade
+        )
         self.registry.watch(self.pools.master_lock, self.pools.ready)
 
     def kinds(self) -> Sequence[Kind]:
