@@ -132,6 +132,38 @@ def test_finalize_without_merge_is_refused_when_base_is_too_small(datalab):
         datalab.run(asked.finalize_task())
 
 
+@pytest.mark.parametrize("raw_base", [True, False])
+def test_finalize_without_merge_loses_nothing(datalab, raw_base):
+    """The samples of top that are not in base give it away."""
+    store = datalab.domain()
+    refs = datalab.chain(store, 3, raw_base=raw_base)
+    before = datalab.checksum(refs[2])
+    asked = request(refs, 0)
+    datalab.run(asked.prepare_task())
+    with pytest.raises(UnexpectedVolumeState, match="merged"):
+        datalab.run(asked.finalize_task())
+    assert datalab.checksum(refs[2]) == before
+    assert datalab.metadata(refs[1]).legality == md.LEGAL
+    datalab.run(asked.merge_job())
+    datalab.run(asked.finalize_task())
+    assert datalab.checksum(refs[2]) == before
+
+
+@pytest.mark.parametrize("raw_base", [True, False])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_zeros_and_nothing_are_merged_too(datalab, raw_base, zeros):
+    store = datalab.domain()
+    base = datalab.volume(store, cow=not raw_base)
+    datalab.write(base, 0, MIB, 7)
+    top = datalab.volume(store, parent=base)
+    if zeros:
+        datalab.io(top, "write -q -z 0 512k")
+        datalab.write(top, 524288, 65536, 0)
+    before = datalab.checksum(top)
+    merge(datalab, request([base, top], 0))
+    assert datalab.checksum(base) == before
+
+
 def test_bitmaps_are_united(datalab):
     store = datalab.domain()
     base = datalab.volume(store, size=4 * MIB)

@@ -199,6 +199,14 @@ class QemuImg:
         argv = ["map", "--output", "json", "-U", "-f", image.format, image.path]
         return parse_map(self._run(argv).stdout)
 
+    def map_layer(self, image: Image) -> list[Extent]:
+        """The same of the top layer alone: what it does not hold is not `present`."""
+        node = _node(image)
+        if image.format != RAW:
+            node["backing"] = None
+        argv = ["map", "--output", "json", "-U", "json:" + json.dumps(node)]
+        return parse_map(self._run(argv).stdout)
+
     def resize(self, image: Image, size: int, preallocation: str | None = None) -> None:
         """Grow the image to `size` bytes."""
         how = [f"--preallocation={preallocation}"] if preallocation else []

@@ -67,12 +67,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Extent:
+    """A range of the guest's bytes.  `offset` is where the layer's file has them; None for holes,
+    zeros and compressed clusters."""
+
     start: int
     length: int
     depth: int
     present: bool
     zero: bool
     data: bool
+    offset: int | None = None
 
 
 def parse_info(output: bytes) -> Info:
@@ -147,7 +151,10 @@ def parse_map(output: bytes) -> list[Extent]:
     """
     keys = ("start", "length", "depth", "present", "zero", "data")
     try:
-        return [Extent(*(extent[key] for key in keys)) for extent in json.loads(output)]
+        return [
+            Extent(**{key: extent[key] for key in keys}, offset=extent.get("offset"))
+            for extent in json.loads(output)
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable("map", error) from error
 

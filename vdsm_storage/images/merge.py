@@ -24,7 +24,7 @@ from vdsm_storage.errors import (
     VolumeNonWritable,
 )
 from vdsm_storage.host.qemu_img import QCOW2, QemuImg, Watch
-from vdsm_storage.images import chain, guard, layers
+from vdsm_storage.images import chain, guard, layers, merged
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.bitmap_merge import BitmapMerge
 from vdsm_storage.images.chain import Subchain
@@ -122,7 +122,11 @@ class Merging:
             metadata = store.load(base.image, base.volume)
             guard.check_generation(base.volume, metadata.generation, op.params["generation"])
             capacity = max(metadata.capacity, sub.top.metadata.capacity)
-            op.record(legality=metadata.legality, capacity=metadata.capacity)
+            op.record(
+                legality=metadata.legality,
+                capacity=metadata.capacity,
+                generation=metadata.generation,
+            )
             store.save(
                 base.image,
                 base.volume,
@@ -161,6 +165,8 @@ class Merging:
             store.lock.held(self._lock_timeout),
         ):
             now = store.load(base.image, base.volume)
+            if now.generation != op.facts["generation"]:
+                return True  # someone prepared it again and merged
             capacity, legality = op.facts["capacity"], op.facts["legality"]
             if now.format == md.RAW and not store.is_block:
                 size = store.sizes(base.image, base.volume).apparent
@@ -193,8 +199,7 @@ class Merging:
         op.step("done", abortable=False)
 
     def _commit(self, op: Operation, store: Store, sub: Subchain) -> None:
-        for member in (*sub.below, sub.base, sub.top):
-            layers.check_header(store, self._qemu_img, member)
+        layers.check_header(store, self._qemu_img, sub.top)
         top = layers.layer(store, sub.top)
         bitmaps = BitmapMerge(self._qemu_img, store, sub) if op.params["bitmaps"] else None
         if bitmaps is not None:
@@ -246,13 +251,18 @@ class Merging:
             raise UnexpectedVolumeState(
                 volume=base.volume, actual="LEGAL", expected="prepareMerge and merge before"
             )
-        with guard.active(store, base.image, [base.volume], prepared=False):
-            size = self._qemu_img.info(layers.layer(store, base)).virtual_size
+        with guard.active(store, base.image, [base.volume, sub.top.volume], prepared=False):
+            below, above = layers.layer(store, base), layers.layer(store, sub.top)
+            size = self._qemu_img.info(below).virtual_size
+            hole = merged.missing_at(self._qemu_img, above, below)
+        expected = f"the data of {sub.top.volume} merged into it"
         if size < sub.top.metadata.capacity:
             raise UnexpectedVolumeState(
-                volume=base.volume,
-                actual=f"of {size} bytes",
-                expected=f"the {sub.top.metadata.capacity} of {sub.top.volume} merged into it",
+                volume=base.volume, actual=f"of {size} bytes", expected=expected
+            )
+        if hole is not None:
+            raise UnexpectedVolumeState(
+                volume=base.volume, actual=f"without them at {hole}", expected=expected
             )
 
     def _finish(self, op: Operation, store: Store) -> None:
@@ -277,6 +287,7 @@ class Merging:
         member = chain.Member(image, child, store.load(image, child))
         below = store.load(image, base)
         with guard.active(store, image, [child], prepared=False):
+            layers.look(store, self._qemu_img, member)
             self._qemu_img.rebase_unsafe(
                 layers.layer(store, member), base, layers.qemu_format(below)
             )

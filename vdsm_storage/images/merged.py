@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a volume's data are in its base already: a look at samples before the volume goes.
+
+finalizeMerge takes the upper volume out of the chain.  Asked for too early it would lose all that
+a guest wrote there, so pieces of the upper layer are compared with what the base holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vdsm_storage.base import files
+from vdsm_storage.host.qemu_img import RAW, Image, QemuImg
+from vdsm_storage.host.qemu_img_output import Extent
+
+SAMPLES = 32
+PIECE = 4096  # bytes compared of each sample
+
+
+def missing_at(qemu_img: QemuImg, top: Image, base: Image) -> int | None:
+    """The guest's offset of a sample of the layer `top` that the layer `base` does not hold.
+
+    None when all samples are there.  Compressed clusters are not looked at.
+    """
+    extents = [e for e in qemu_img.map_layer(top) if e.data and e.offset is not None]
+    if not extents:
+        return None
+    below = qemu_img.map_layer(base) if base.format != RAW else None
+    step = max(1, len(extents) // SAMPLES)
+    for extent in extents[::step]:
+        assert extent.offset is not None
+        length = min(PIECE, extent.length)
+        there = files.read_direct(top.path, length, extent.offset)
+        if below is None:
+            found = files.read_direct(base.path, length, extent.start)
+        else:
+            held = _holder(below, extent.start)
+            if held is None or not held.present:
+                return extent.start
+            if held.zero:
+                found = bytes(length)
+            elif held.offset is None:
+                continue
+            else:
+                place = held.offset + extent.start - held.start
+                found = files.read_direct(base.path, length, place)
+        if found.ljust(length, b"\0") != there.ljust(length, b"\0"):
+            return extent.start
+    return None
+
+
+def _holder(extents: Sequence[Extent], start: int) -> Extent | None:
+    for extent in extents:
+        if extent.start <= start < extent.start + extent.length:
+            return extent
+    return None
