@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -19,6 +21,7 @@ from functional.engine.wire import NetworkError, VdsError
 from functional.processes import AgentProcess
 
 MIB = 1024**2
+ROUNDS = 25
 
 
 @dataclass
@@ -92,12 +95,13 @@ def test_the_manager_moves(lab: Lab) -> None:
 
 @dataclass
 class Hammer:
-    """Creates and deletes on one host; what was acknowledged is remembered."""
+    """Makes, snapshots, extends and deletes disks on one host, and remembers what was
+    acknowledged: `kept` disks with their sizes.  `doubtful` is what a dead host was at."""
 
     lab: Lab
     host: Host
     seed: int
-    kept: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, tuple[Disk, int]] = field(default_factory=dict)
     doubtful: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
@@ -106,55 +110,65 @@ class Hammer:
     def run(self, enough: Callable[[], bool]) -> None:
         chance = random.Random(self.seed)
         while not enough():
+            works = (self._create, self._snapshot, self._extend, self._delete)
+            work = chance.choices(works, (4, 2, 1, 2))[0] if self.kept else self._create
+            image = chance.choice(sorted(self.kept)) if self.kept else ""
             try:
-                if self.kept and chance.random() < 0.4:
-                    self._delete(chance.choice(sorted(self.kept)))
-                else:
-                    self._create(chance.choice((COW, RAW)))
+                work(str(uuid.uuid4()) if work == self._create else image)
                 self.done += 1
+            except NetworkError:  # the host may be dead: `enough` finds out
+                threading.Event().wait(0.2)
             except (VdsError, TaskFailedError) as error:
                 if error.code not in (654, 851):  # the other host was busy: again
                     self.problems.append(str(error))
                     return
-            except NetworkError:  # the host may be dead: `enough` finds out
-                threading.Event().wait(0.2)
             except FlowError as error:
                 self.problems.append(str(error))
                 return
 
-    def _create(self, fmt: int) -> None:
-        disk = Disk(self.lab.domain, str(uuid.uuid4()), (str(uuid.uuid4()),))
+    def _create(self, image: str) -> None:
+        disk = Disk(self.lab.domain, image, (str(uuid.uuid4()),))
+        fmt = RAW if int(image[:8], 16) % 2 else COW
+        self._task("Volume.create", disk, new_volume(self.lab, disk, fmt))
+        self.kept[image] = (disk, MIB)
+
+    def _snapshot(self, image: str) -> None:
+        old, size = self.kept[image]
+        disk = Disk(old.domain, image, (*old.volumes, str(uuid.uuid4())))
+        params = {
+            **new_volume(self.lab, disk),
+            "size": str(size),
+            "srcImgUUID": image,
+            "srcVolUUID": old.leaf,
+            "sequence": len(disk.volumes),
+        }
+        self._task("Volume.create", disk, params)
+        self.kept[image] = (disk, size)
+
+    def _extend(self, image: str) -> None:
+        disk, size = self.kept[image]
+        where = pdiv(self.lab.dc.id, disk.domain, image, disk.leaf)
+        self._task("Volume.extendSize", disk, {**where, "newSize": str(size + MIB)})
+        self.kept[image] = (disk, size + MIB)
+
+    def _delete(self, image: str) -> None:
+        disk, _ = self.kept[image]
+        where = pdiv(self.lab.dc.id, disk.domain, image, "")
+        del where["volumeID"]
+        self._task("Image.delete", disk, {**where, "postZero": "false", "force": "false"})
+        del self.kept[image]
+        self.deleted.add(image)
+
+    def _task(self, verb: str, disk: Disk, params: dict[str, object]) -> None:
+        """Doubtful only as long as no answer came."""
         self.doubtful.add(disk.image)
         try:
-            self._task("Volume.create", new_volume(self.lab, disk, fmt))
+            task = self.host.irs.call(verb, params)
+            self.lab.dc.finish_task(self.host, verb, task)
         except (VdsError, TaskFailedError):
             self.doubtful.discard(disk.image)
             raise
-        self.kept[disk.image] = disk.leaf
         self.doubtful.discard(disk.image)
-
-    def _delete(self, image: str) -> None:
-        volume = self.kept.pop(image)
-        self.doubtful.add(image)
-        params = {
-            "storagepoolID": self.lab.dc.id,
-            "storagedomainID": self.lab.domain,
-            "imageID": image,
-            "postZero": "false",
-            "force": "false",
-        }
-        try:
-            self._task("Image.delete", params)
-        except (VdsError, TaskFailedError):
-            self.kept[image] = volume
-            self.doubtful.discard(image)
-            raise
-        self.deleted.add(image)
-        self.doubtful.discard(image)
-
-    def _task(self, verb: str, params: dict[str, object]) -> None:
-        task = self.host.irs.call(verb, params)
-        self.lab.dc.finish_task(self.host, verb, task)
 
 
 def new_volume(lab: Lab, disk: Disk, fmt: int = COW) -> dict[str, object]:
@@ -190,18 +204,41 @@ def run_all(work: dict[str, tuple[Hammer, Callable[[], bool]]]) -> None:
 def check_storage(lab: Lab, host: Host, hammers: list[Hammer], before: Collection[str]) -> None:
     """Every acknowledged volume is there and whole, nothing deleted is, nothing is half-made."""
     listed = set(host.images(lab.domain))
+    known: set[str] = set(before)
     for hammer in hammers:
-        assert set(hammer.kept) <= listed
+        known |= {*hammer.kept, *hammer.doubtful}
         assert not hammer.deleted & listed
-        for image, volume in hammer.kept.items():
-            info = host.volume_info(lab.dc.id, lab.domain, image, volume)
-            assert (info.status, info.capacity, info.owners) == ("OK", MIB, [])
-    known = {image for hammer in hammers for image in (*hammer.kept, *hammer.doubtful)}
-    assert listed <= known | set(before)
-    for image in listed - {image for hammer in hammers for image in hammer.kept}:
-        where = {"storagedomainID": lab.domain, "storagepoolID": lab.dc.id, "imageID": image}
-        for volume in host.vds.call("StorageDomain.getVolumes", where):
+        assert set(hammer.kept) - hammer.doubtful <= listed
+        for image, (disk, size) in hammer.kept.items():
+            if image not in hammer.doubtful:
+                check_disk(lab, host, disk, size)
+    assert listed <= known
+    for image in listed:
+        for volume in volumes(lab, host, image):
             assert host.volume_info(lab.dc.id, lab.domain, image, volume).status == "OK"
+
+
+def check_disk(lab: Lab, host: Host, disk: Disk, size: int) -> None:
+    """The chain as the agent tells it is the one that was made, and the one in the files."""
+    assert set(volumes(lab, host, disk.image)) == set(disk.volumes)
+    parent = NO_UUID
+    for volume in disk.volumes:
+        info = host.volume_info(lab.dc.id, lab.domain, disk.image, volume)
+        assert (info.parent, info.owners) == (parent, [])
+        assert info.voltype == ("LEAF" if volume == disk.leaf else "INTERNAL")
+        parent = volume
+    assert info.capacity == size
+    path = lab.directory / lab.domain / "images" / disk.image / disk.leaf
+    argv = ["qemu-img", "info", "--backing-chain", "--output=json", str(path)]
+    done = subprocess.run(argv, capture_output=True, check=True, timeout=60)
+    chain = json.loads(done.stdout)
+    assert [Path(layer["filename"]).name for layer in chain] == list(reversed(disk.volumes))
+    assert chain[0]["virtual-size"] == size
+
+
+def volumes(lab: Lab, host: Host, image: str) -> list[str]:
+    where = {"storagedomainID": lab.domain, "storagepoolID": lab.dc.id, "imageID": image}
+    return list(host.vds.call("StorageDomain.getVolumes", where))
 
 
 def files_of_images(lab: Lab) -> dict[str, set[str]]:
@@ -210,11 +247,11 @@ def files_of_images(lab: Lab) -> dict[str, set[str]]:
     return {path.name: {file.suffix for file in path.iterdir()} for path in images.iterdir()}
 
 
-def test_creates_and_deletes_from_both_hosts_never_collide(lab: Lab) -> None:
-    first, second = hammers = [Hammer(lab, host, seed) for seed, host in enumerate(lab.hosts)]
-    run_all(
-        {"first": (first, lambda: first.done >= 25), "second": (second, lambda: second.done >= 25)}
-    )
+def test_work_from_both_hosts_never_collides(lab: Lab) -> None:
+    """Two at a time on each of them."""
+    hammers = [Hammer(lab, host, seed) for seed, host in enumerate(lab.hosts * 2)]
+    run_all({f"hammer {h.seed}": (h, lambda h=h: h.done >= ROUNDS) for h in hammers})  # type: ignore[misc]
+    assert [hammer.done for hammer in hammers] == [ROUNDS] * 4
     assert not any(hammer.doubtful for hammer in hammers)
     for host in lab.hosts:
         check_storage(lab, host, hammers, before=())
