@@ -139,7 +139,9 @@ class Agent:
             VERBS,
             self._context,
             self._lanes,
-            Settings(rpc.max_outstanding, rpc.strict, rpc.check_replies),
+            Settings(
+                rpc.max_outstanding, rpc.strict, rpc.check_replies, config.storage.lane_workers
+            ),
             lambda: self._recovered,
             {"rpc.discover": self._discovery.document},
         )
@@ -206,7 +208,7 @@ class Agent:
     def _leases_lost(self, sd_id: str) -> None:
         if self._daemon is not None and self._daemon.pid() is None:
             self._daemon.start()
-        self._runner.stop_domains(self._services.storage.guarded_by(sd_id))
+        self._runner.stop_domains(self._services.storage.leases_lost(sd_id))
 
     def _domain_usable(self, sd_id: str) -> None:
         self._services.storage.domain_available(sd_id)

@@ -29,6 +29,7 @@ from vdsm_storage.verbs.table import Verb
 log = logging.getLogger("rpc.dispatch")
 
 QUIET = frozenset(("Host.ping", "Host.ping2"))  # asked every few seconds; logged at debug level
+LINE = "%s %s -> %s (%.1f ms)"  # client, verb, code and message, time
 TRUE: Final = Success(True)  # what most short verbs answer
 MAX_BYTES = 32 * 1024 * 1024  # of one client's outstanding requests; then no more is read
 MAX_ORPHANS = 10_000  # outstanding requests of clients that are gone
@@ -107,7 +108,7 @@ class Dispatcher:
     """Lives on the event loop.
 
     `make_context(flow_id, client)` gives the first argument of every verb.  While `ready()` is
-    false every verb answers 99.  `builtins` are answered without the schema (`rpc.discover`).
+    false every verb answers 99.  `builtins` are answered whatever the state (`rpc.discover`).
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Dispatcher:
         self._methods = _Methods(self, verbs)
         self._methods[jsonrpc.INVALID] = _invalid
         for name, function in (builtins or {}).items():
-            self._methods[name] = _builtin(function)
+            self._methods[name] = _Builtin(self, name, function)
 
     def client(self, name: str) -> Client:
         """For a new connection; `close()` it when the connection is gone."""
@@ -335,10 +336,24 @@ class _Method:
 
     def _log(self, call: _Call, start: float, code: int, message: str) -> None:
         ms = (time.monotonic() - start) * 1000
-        end = f"{code} {message}" if code else "0"
+        end = f"{code} {message}" if code else 0
         level = logging.INFO if code else self._level
-        if logs.line(log, level, f"{call.client.name} {self._name} -> {end} ({ms:.1f} ms)"):
+        if logs.line(log, level, LINE, call.client.name, self._name, end, ms):
             self._dispatcher.flush_soon()
+
+
+class _Builtin(_Method):
+    """What the dispatcher answers itself, whatever the state of the agent; in a lane, since it may
+    take a while."""
+
+    def __init__(self, dispatcher: Dispatcher, name: str, function: Callable[[], object]) -> None:
+        super().__init__(dispatcher, name, Verb(lambda _context: function(), lane=":rpc"))
+
+    def __call__(self, call: _Call, /, *args: Any, **params: Any) -> Any:
+        try:
+            return Success(self._submit(call, {}, ":rpc", time.monotonic()))
+        except errors.AgentError as error:
+            return Error(error.code, error.message)
 
 
 class _Methods(dict[str, Callable[..., object]]):
@@ -364,13 +379,6 @@ def _unbuilt(name: str) -> Callable[..., object]:
 
     def answer(call: _Call, /, *args: Any, **params: Any) -> Any:
         return Error(error.code, error.message)
-
-    return answer
-
-
-def _builtin(function: Callable[[], object]) -> Callable[..., object]:
-    def answer(call: _Call, /, *args: Any, **params: Any) -> Any:
-        return Success(function())
 
     return answer
 

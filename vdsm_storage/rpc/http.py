@@ -13,12 +13,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import h11
 
+from vdsm_storage.errors import AgentError
 from vdsm_storage.rpc.fair import Lanes
 from vdsm_storage.rpc.output import Output
 from vdsm_storage.rpc.session import Caller, Limits
@@ -27,6 +29,7 @@ from vdsm_storage.rpc.streams import StreamError, Streams, Transfer
 log = logging.getLogger("rpc.http")
 
 MAX_HEAD = 32 * 1024
+SCHEMA_SECONDS = 60.0
 IDLE_SECONDS = 60.0  # between two requests, and for a request to come in
 
 
@@ -185,7 +188,7 @@ class HttpSession(asyncio.Protocol):
             if method not in (b"GET", b"HEAD"):
                 self._refuse(method, "GET, HEAD")
             elif target == "/schema":
-                self.reply(200, self._services.schema())
+                self._schema()
             else:
                 status, value = self._services.health()
                 self.reply(status, to_json(value))
@@ -203,6 +206,28 @@ class HttpSession(asyncio.Protocol):
         self._body.clear()
         if not self._caller.handle(body, flow_id, lambda answer: self.reply(200, answer)):
             self.reply(204, b"")  # notifications only
+
+    def _schema(self) -> None:
+        """Made in a lane, since that takes a while the first time."""
+        lanes = self._services.lanes
+        if lanes is None:
+            self.reply(200, self._services.schema())
+            return
+        loop = asyncio.get_running_loop()
+
+        def made(future: Future[Any]) -> None:
+            error = future.exception()
+            if error is not None:
+                self.error(500, f"the document cannot be made: {error}")
+            else:
+                self.reply(200, future.result())
+
+        try:
+            future = lanes.submit(":rpc", self._services.schema, SCHEMA_SECONDS)
+        except AgentError as error:
+            self.error(503, error.message)
+            return
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(made, done))
 
     def _target(self, request: h11.Request) -> str:
         return str(request.target.decode("latin-1")).partition("?")[0]
