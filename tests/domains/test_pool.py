@@ -341,3 +341,17 @@ def test_manager_is_not_assumed_after_a_restart(world: World, two: tuple[str, st
     world.task(world.services.spm.start(pool))
     world.services.spm.close()  # the lease goes with the process
     assert world.services.spm.status(pool)["spmStatus"] == "Free"
+
+
+def test_the_manager_that_lost_its_lease(world: World, two: tuple[str, str]) -> None:
+    """An operation that holds the lease for a moment does not make a manager again."""
+    pool = world.pool(*two)
+    master = world.services.registry.get(two[0])
+    world.task(world.services.spm.start(pool))
+    assert world.services.leases_lost(two[1]) == {two[1]}
+    assert world.services.spm.is_spm(pool)
+    master.own_lock.release()
+    assert world.services.leases_lost(two[0]) == set(two)
+    with master.store.lock.held(5.0):
+        assert world.services.spm.status(pool)["spmStatus"] == "Free"
+    assert world.task(world.services.spm.start(pool)).outcome == "success"

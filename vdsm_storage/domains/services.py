@@ -154,6 +154,11 @@ class DomainServices:
             return True
         return domain.lockspace is None or domain.lockspace.is_held()
 
+    def leases_lost(self, sd_id: str) -> set[str]:
+        """This host lost its leases on a domain; the domains whose operations have to stop."""
+        self.spm.lost(sd_id)
+        return self.guarded_by(sd_id)
+
     def guarded_by(self, sd_id: str) -> set[str]:
         """The domains that nobody may write to without the domain's leases."""
         pool = self.pools.connected()

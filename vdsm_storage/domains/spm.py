@@ -76,9 +76,20 @@ class Spm:
                 return False
             if held is not None and held.is_held():
                 return True
-            log.error("The lease of pool %s was lost: this host is no longer its manager", pool_id)
-            self._role, self._held, self._lver = FREE, None, NOBODY
+            self._drop()
             return False
+
+    def lost(self, sd_id: str) -> None:
+        """The leases on a domain are gone (and given back already): the role is, if it was the
+        master.  An operation that takes the lease anew does not make this host the manager."""
+        pool = self._pools.connected()
+        with self._mutex:
+            if self._role == SPM and pool is not None and pool.master == sd_id:
+                self._drop()
+
+    def _drop(self) -> None:
+        log.error("The lease of pool %s was lost: its manager is no longer here", self._pool_id)
+        self._role, self._held, self._lver = FREE, None, NOBODY
 
     def require_not(self, pool_id: str) -> None:
         """Raises IsSpm (656)."""
