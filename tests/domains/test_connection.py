@@ -271,8 +271,10 @@ def test_who_can_use_a_directory(tmp_path: Path) -> None:
     mounts, nobody = Mounts(10.0), Owner(65534, 65534)
     parent = tmp_path / "p"
     parent.mkdir()
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents):
         path.chmod(0o755)
+        if path.name.startswith("pytest-of"):  # what is above it belongs to everybody
+            break
     parent.chmod(0o700)
     assert "no permission" in str(mounts.unusable_by(str(parent), nobody))
     parent.chmod(0o777)

@@ -326,9 +326,9 @@ def test_listing_is_linear(store: FileStore) -> None:
     def best() -> float:
         times = []
         for _ in range(5):
-            started = time.perf_counter()
+            started = time.process_time()  # not the wall's clock: other tests run beside
             store.all_volumes()
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
         return min(times)
 
     grow(200)
