@@ -27,14 +27,22 @@ def path(tmp_path: Path) -> Iterator[Path]:
     root.setLevel(level)
 
 
+def alone() -> None:
+    """Without pytest's own handlers: as it is in the agent."""
+    root = logging.getLogger()
+    root.handlers[:] = [one for one in root.handlers if isinstance(one, logs.RotatingLog)]
+
+
 def test_a_quick_line_looks_like_a_record(path: Path) -> None:
+    alone()
     log = logging.getLogger("some.name")
     token = logs.FLOW.set("flow-1")
     assert logs.line(log, logging.INFO, "%s -> %d", "verb", 0)
     log.info("%s -> %d", "verb", 0)
     logs.FLOW.reset(token)
     quick, record = path.read_text().splitlines()
-    form = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO  \(MainThread\) \[some.name\] (.*)")
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
+    form = re.compile(when + r" INFO  \(MainThread\) \[some.name\] (.*)")
     for line in (quick, record):
         found = form.fullmatch(line)
         assert found is not None
@@ -42,6 +50,7 @@ def test_a_quick_line_looks_like_a_record(path: Path) -> None:
 
 
 def test_lines_wait_for_flush_or_a_record_and_keep_their_order(path: Path) -> None:
+    alone()
     log = logging.getLogger("x")
     logs.line(log, logging.INFO, "one")
     assert path.read_text() == ""
@@ -77,6 +86,7 @@ def test_odd_texts_are_written(path: Path) -> None:
 
 
 def test_many_threads(path: Path) -> None:
+    alone()
     logs.setup(str(path), "INFO", 10_000_000, 2)
 
     def work(name: str) -> None:
@@ -98,6 +108,7 @@ def test_many_threads(path: Path) -> None:
 
 def test_a_full_disk_fails_nobody(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup("/dev/full", "INFO", 10_000_000, 2)
+    alone()
     logs.line(logging.getLogger("x"), logging.INFO, "lost")
     logs.flush()
     logging.getLogger("x").info("lost")
