@@ -353,17 +353,38 @@ def destroy_pool(w: World) -> Scenario:
     return Scenario(act, done)
 
 
+def upgrade_domain(w: World) -> Scenario:
+    """A domain of the old format is activated in a pool of the new one."""
+    server = w.servers[1]
+    w.call(
+        "StorageDomain.create", storagedomainID=w.second, domainType=server.type, version="4",
+        typeArgs=server.spec, name="old", domainClass=1, blockSize=512, maxHosts=250,
+    )  # fmt: skip
+    w.call("StorageDomain.attach", storagedomainID=w.second, storagepoolID=w.pool)
+
+    def done() -> bool:
+        info = w.call("StorageDomain.getInfo", storagedomainID=w.second)
+        return bool(info["version"] == "5")
+
+    def act() -> None:
+        w.call("StorageDomain.activate", storagedomainID=w.second, storagepoolID=w.pool)
+        w.wait(done, "the upgrade")
+
+    return Scenario(act, done)
+
+
 # Kinds that need a world of their own: they change which domains or pool there are.
 FRESH: Mapping[str, Callable[[World], Scenario]] = {
     "domain.create": create_domain,
     "domain.format": format_domain,
+    "domain.upgrade": upgrade_domain,
     "pool.create": create_pool,
     "pool.reconstruct": reconstruct,
     "pool.switch_master": switch_master,
     "pool.destroy": destroy_pool,
     "spm.start": start_spm,
 }
-UNATTACHED = {"domain.create", "domain.format", "pool.create"}
+UNATTACHED = {"domain.create", "domain.format", "domain.upgrade", "pool.create"}
 SHARED: Mapping[str, Callable[[World], Scenario]] = {
     "volume.create": create_volume,
     "volume.copy": copy_volume,
