@@ -23,6 +23,7 @@ from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher
 from vdsm_storage.rpc.http import HttpSession, Services
 from vdsm_storage.rpc.session import Limits, PlainSession, Session
+from vdsm_storage.rpc.tls_transport import TlsTransport, handshake
 
 log = logging.getLogger("rpc.listener")
 
@@ -157,21 +158,14 @@ class Listener:
 
     async def _begin(self, newcomer: Newcomer, connection: socket.socket) -> None:
         """TLS handshake and protocol detection of one connection."""
-        loop = asyncio.get_running_loop()
         seconds = self._parts.config.tls.handshake_timeout
         try:
-            _tune(connection)
             async with asyncio.timeout(seconds):
-                await loop.connect_accepted_socket(
-                    lambda: newcomer,
-                    connection,
-                    ssl=self._ssl,
-                    ssl_handshake_timeout=seconds + 1 if self._ssl else None,
-                )
+                await self._open_transport(newcomer, connection)
                 await newcomer.decided.wait()
         except TimeoutError:
             newcomer.give_up(f"no TLS handshake or no known protocol within {seconds:g} seconds")
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             log.info("%s: refused: %s", newcomer.name, error)
         except asyncio.CancelledError:
             newcomer.give_up("stopped")
@@ -179,6 +173,14 @@ class Listener:
             self._undecided.pop(newcomer, None)
             if newcomer.transport is None:
                 connection.close()
+
+    async def _open_transport(self, newcomer: Newcomer, connection: socket.socket) -> None:
+        _tune(connection)
+        if self._ssl is None:
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: newcomer, connection)
+        else:
+            TlsTransport(await handshake(connection, self._ssl), newcomer)
 
     def forget(self, newcomer: Newcomer) -> None:
         task = self._undecided.pop(newcomer, None)
@@ -278,8 +280,9 @@ def _bind(address: str, port: int) -> socket.socket:
 
 
 def _tune(connection: socket.socket) -> None:
-    """Notice peers whose machine is gone, even when nothing is sent."""
+    """No waiting to fill packets; notice peers whose machine is gone, even when nothing is sent."""
     connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
