@@ -8,7 +8,10 @@ import resource
 import socket
 import time
 
+import pytest
+
 from tests.rpc.conftest import REPLIES, Peer, Start, Wire, request, rpc, wait_for
+from vdsm_storage.rpc.client import Client
 
 
 def test_a_thousand_outstanding_requests_are_all_answered(wire: Wire) -> None:
@@ -215,3 +218,24 @@ def test_subscriptions_of_a_lost_connection_go(wire: Wire) -> None:
 
 def test_events_from_many_threads_cost_nothing_when_nobody_listens(wire: Wire) -> None:
     wire.broker.publish_event("|a|b|c", {"x": object()})
+
+
+@pytest.mark.parametrize("address", ["::", "0.0.0.0", "127.0.0.1", "::1"])
+def test_addresses(address: str) -> None:
+    """`::`, the default, takes IPv4 and IPv6."""
+    config = Wire.local_config()
+    config.addresses.management_ip = address
+    wire = Wire(config, None)
+    try:
+        wire.start()
+    except OSError:
+        pytest.skip(f"{address} cannot be bound here")
+    try:
+        for peer in {"::": ["127.0.0.1", "::1"], "0.0.0.0": ["127.0.0.1"]}.get(address, [address]):
+            if peer == "::1" and not socket.has_ipv6:
+                continue
+            client = Client(peer, wire.port)
+            assert client.call("Host.ping2") is True
+            client.close()
+    finally:
+        wire.stop()
