@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from functional.engine.host import LOCALFS, StorageServer
+from functional.engine.host import LOCALFS, POSIXFS, StorageServer
 from functional.processes import AgentProcess
 from vdsm_storage.rpc.client import Client, RemoteError
 
@@ -216,6 +216,11 @@ def make_lab(agent: AgentProcess) -> Lab:
 def local_server(path: Path) -> StorageServer:
     path.mkdir(parents=True, exist_ok=True)
     return StorageServer(LOCALFS, str(path))
+
+
+def bind_server(path: Path) -> StorageServer:
+    """A directory as a POSIX file system."""
+    return StorageServer(POSIXFS, str(path), vfs_type="none", options="bind")
 
 
 def wait_for(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> None:

@@ -84,7 +84,9 @@ class Agent:
     def _build(self) -> Services:
         """The services that verbs use, and the kinds of operations that they run."""
         config, clock, lanes, runner = self._config, self._clock, self._lanes, self._runner
-        locks, qemu_img, timeout = Locks(clock), QemuImg(), config.storage.lock_timeout
+        locks, timeout = Locks(clock), config.storage.lock_timeout
+        limits = config.storage
+        qemu_img = QemuImg(memory=limits.untrusted_memory, cpu=limits.untrusted_cpu)
         leasing = DomainLeasing(self._lockspaces, self._leases, clock)
         storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing))
         registry = storage.registry

@@ -203,6 +203,21 @@ def test_initial_size_of_a_preallocated_volume_is_within_its_capacity(lab: Lab) 
     assert lab.store.sizes(raw.image, raw.volume).allocated >= 4 * MIB
 
 
+def test_a_preallocated_cow_volume_never_needs_more_space(lab: Lab, small_fs: Path) -> None:
+    """Every byte of it can be written although the file system is full meanwhile."""
+    lab.store = lab.data.domain(root=small_fs)
+    full = lab.create(format=md.COW, type=md.PREALLOCATED, capacity=16 * MIB)
+    lab.run("volume.extend", image=full.image, volume=full.volume, size=24 * MIB)
+    assert lab.store.sizes(full.image, full.volume).allocated >= 24 * MIB
+    hog = small_fs / "hog"
+    run = subprocess.run(["dd", "if=/dev/zero", f"of={hog}", "bs=1M"], timeout=60, check=False)
+    assert run.returncode == 1  # no space left
+    path = lab.store.path(full.image, full.volume)
+    for command in ("write -P 5 0 24M", "read -P 5 0 24M"):
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, path], check=True, timeout=60)
+    subprocess.run(["qemu-img", "check", "-f", "qcow2", path], check=True, timeout=60)
+
+
 def test_a_full_domain(lab: Lab, small_fs: Path) -> None:
     lab.store = lab.data.domain(root=small_fs)
     with pytest.raises(NoSpaceLeftOnDomain):

@@ -162,7 +162,8 @@ class FileStore:
     # -- changes -----------------------------------------------------------------------------
 
     def make(self, new: NewVolume, progress: Progress = no_progress) -> str:
-        """As the protocol says; a raw volume is complete then, a cow one is an empty file.
+        """As the protocol says; a raw volume is complete then; a cow one is empty, or has
+        all the space that it will need.
 
         Raises VolumeAlreadyExists for a published volume, NoSpaceLeftOnDomain.
         """
@@ -186,11 +187,9 @@ class FileStore:
     def _make_data(self, image_fd: int, new: NewVolume, progress: Progress) -> None:
         fd = self._tree.create_file(image_fd, new.volume, DATA_MODE)
         try:
-            if not new.raw:
-                return
             if new.preallocated:
                 tree.allocate(fd, 0, new.size, progress)
-            else:
+            elif new.raw:
                 os.pwrite(fd, bytes(min(FIRST_BLOCK, new.size)), 0)
                 os.ftruncate(fd, new.size)
         finally:

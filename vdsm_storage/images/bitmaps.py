@@ -21,7 +21,7 @@ from vdsm_storage.errors import (
     RemoveBitmapError,
     VolumeDoesNotExist,
 )
-from vdsm_storage.host.qemu_img import QCOW2, Image, QemuImg
+from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.qemu_img_output import Bitmap
 from vdsm_storage.images import guard, layers
 from vdsm_storage.images import metadata as md
@@ -194,7 +194,8 @@ class Bitmaps:
                 guard.active(store, target.image, [target.volume], prepared=False)
             )
             path = store.path(target.image, target.volume)
-            bitmaps = self._qemu_img.info(Image(path, QCOW2)).bitmaps
+            member = Member(target.image, target.volume, now)
+            bitmaps = layers.check_header(store, self._qemu_img, member).bitmaps
             names = frozenset(bitmap.name for bitmap in bitmaps)
             yield _Interrupted(store, target, now, path, names)
 

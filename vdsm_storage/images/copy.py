@@ -154,6 +154,7 @@ class _Copy:
 
     def _convert(self, target: Member) -> None:
         source = layers.check_headers(self._source_store, self._qemu_img, self._source)
+        layers.check_below(self._target_store, target.image, target.parent)
         size = target.metadata.capacity
         if source.virtual_size > size:
             raise DestinationVolumeTooSmall(

@@ -24,11 +24,10 @@ from vdsm_storage.errors import (
     VolumeImageHasChildren,
     VolumeNonShareable,
 )
-from vdsm_storage.host.qemu_img import QCOW2, Image
 from vdsm_storage.images import chain, layers, roles
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
-from vdsm_storage.images.qcow2_empty import MAX_SIZE, empty_qcow2
+from vdsm_storage.images.qcow2_empty import MAX_SIZE, empty_qcow2, full_size
 from vdsm_storage.images.store import NewVolume, Store
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind, Operation
@@ -178,6 +177,8 @@ class CreateVolume:
         size = request.rounded
         if request.initial_size is not None and (store.is_block or not raw):
             size = request.initial_size
+        elif not raw and not store.is_block:
+            size = full_size(size)
         new = NewVolume(
             request.image, request.volume, size, request.type == md.PREALLOCATED, raw
         )
@@ -214,7 +215,8 @@ class CreateVolume:
         path = store.path(request.image, request.volume)
         wanted: dict[str, int | None] = {}
         if request.add_bitmaps and parent is not None and parent.format == md.COW:
-            info = qemu.info(Image(store.path(request.image, request.parent), QCOW2))
+            member = chain.Member(request.image, request.parent, parent)
+            info = layers.check_header(store, qemu, member)
             wanted = {b.name: b.granularity for b in info.bitmaps if b.valid and b.enabled}
         if request.bitmap:
             wanted[request.bitmap] = None
@@ -264,8 +266,7 @@ class CreateVolume:
 
 def _takes_long(store: Store, request: NewVolumeRequest) -> bool:
     """Whether the storage is made by writing or reserving all of it."""
-    full = request.format == md.RAW and request.type == md.PREALLOCATED
-    return full and not store.is_block
+    return request.type == md.PREALLOCATED and not store.is_block
 
 
 def _check_absent(store: Store, request: NewVolumeRequest) -> None:

@@ -14,11 +14,12 @@ from vdsm_storage.errors import (
     VolumeNonWritable,
     VolumeResizeValueError,
 )
-from vdsm_storage.host.qemu_img import Image
-from vdsm_storage.images import layers
+from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.chain import Member
 from vdsm_storage.images.create import CAPACITY_STEP
 from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.qcow2_empty import full_size
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind, Operation
@@ -65,9 +66,9 @@ class ExtendVolume:
         image, volume = op.params["image"], op.params["volume"]
         try:
             if metadata.format == md.RAW:
-                self._grow_raw(op, store, metadata, size)
+                self._grow_storage(op, store, size, metadata.type == md.PREALLOCATED)
             else:
-                self._grow_cow(store, image, volume, size)
+                self._grow_cow(op, store, size)
         except CommandError as error:
             if "lock" not in str(error.facts["stderr"]):
                 raise VolumeExtendingError(volume=volume, size=size, reason=error) from error
@@ -79,27 +80,27 @@ class ExtendVolume:
             raise VolumeExtendingError(volume=volume, size=size, reason=error.strerror) from error
         return True
 
-    def _grow_raw(
-        self, op: Operation, store: Store, metadata: VolumeMetadata, size: int
-    ) -> None:
+    def _grow_storage(self, op: Operation, store: Store, size: int, preallocate: bool) -> None:
         def progress(fraction: float) -> None:
             op.progress(fraction)
             op.cancel.check()
 
         image, volume = op.params["image"], op.params["volume"]
         if store.sizes(image, volume).apparent < size:
-            store.resize(image, volume, size, metadata.type == md.PREALLOCATED, progress)
+            store.resize(image, volume, size, preallocate, progress)
 
-    def _grow_cow(self, store: Store, image: str, volume: str, size: int) -> None:
-        if store.load(image, volume).voltype != md.LEAF:
+    def _grow_cow(self, op: Operation, store: Store, size: int) -> None:
+        image, volume = op.params["image"], op.params["volume"]
+        members = chain.walk(store, image, volume)
+        if members[-1].metadata.voltype != md.LEAF:
             raise VolumeNonWritable(volume=volume, role="below another volume")
-        target = Image(store.path(image, volume), layers.qemu_format(store.load(image, volume)))
-        store.activate(image, [volume])
-        try:
-            if self._shop.qemu.info(target).virtual_size < size:
-                self._shop.qemu.resize(target, size)
-        finally:
-            store.deactivate(image, [volume])
+        names = [member.volume for member in members]
+        with guard.active(store, image, names, prepared=False):
+            info = layers.check_header(store, self._shop.qemu, members[-1])
+            if info.virtual_size < size:
+                if members[-1].metadata.type == md.PREALLOCATED and not store.is_block:
+                    self._grow_storage(op, store, full_size(size), preallocate=True)
+                self._shop.qemu.resize(layers.layer(store, members[-1]), size)
 
     def _recover(self, op: Operation) -> bool:
         """What has its new size is recorded so; a raw file that grew in part is cut again."""
@@ -130,8 +131,6 @@ class ExtendVolume:
         metadata = store.load(image, volume)
         if metadata.format == md.RAW:
             return store.sizes(image, volume).apparent
-        store.activate(image, [volume])
-        try:
-            return self._shop.qemu.info(Image(store.path(image, volume), "qcow2")).virtual_size
-        finally:
-            store.deactivate(image, [volume])
+        with guard.active(store, image, [volume], prepared=False):
+            member = Member(image, volume, metadata)
+            return layers.look(store, self._shop.qemu, member).virtual_size

@@ -136,7 +136,7 @@ class Images:
             metadata = store.load(image, volume)
             if metadata.format != md.COW:
                 break
-            info = self._shop.qemu.info(layers.layer(store, Member(image, volume, metadata)))
+            info = layers.look(store, self._shop.qemu, Member(image, volume, metadata))
             volume = os.path.basename(info.backing) if info.backing is not None else None
             if volume is not None and volume not in there:
                 reason = f"the header of {found[0]} names {info.backing!r}, which is not in it"

@@ -73,6 +73,8 @@ def copy_layer(
         guard.active(to.store, to.image, [to.volume], prepared=False),
     ):
         info = layers.check_headers(source_store, qemu, source)
+        if not to.fresh:  # else what lies below was made just now, and is not published
+            layers.check_below(to.store, to.image, parent)
         keeps = not raw and conversion.compat != "0.10"  # qcow2 0.10 holds no bitmaps
         conversion = replace(conversion, bitmaps=keeps and bool(info.bitmaps))
         try:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from vdsm_storage.base import files
 from vdsm_storage.errors import ImageIsNotLegalChain, PrepareIllegalVolume
 from vdsm_storage.host.qemu_img import QCOW2, RAW, Image, QemuImg
 from vdsm_storage.host.qemu_img_output import Info
 from vdsm_storage.images import metadata as md
-from vdsm_storage.images.chain import Member
+from vdsm_storage.images import qcow2_header
+from vdsm_storage.images.chain import Member, walk
 from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.images.qcow2_header import Header, HeaderError
 from vdsm_storage.images.store import Store
+
+PROBED = 4096  # bytes by which a file's format is guessed
 
 
 def qemu_format(metadata: VolumeMetadata) -> str:
@@ -41,34 +46,94 @@ def names_parent(backing: str | None, path: str, parent: str | None) -> bool:
     return os.path.normpath(os.path.join(directory, backing)) == os.path.join(directory, parent)
 
 
+def wrong_backing_format(header: Header, parent: VolumeMetadata) -> str | None:
+    """What is wrong with how the header tells QEMU to read the backing file; None for nothing.
+
+    A guest decides what a raw disk holds.  Read as qcow2 it could name any file of this host.
+    """
+    expected = qemu_format(parent)
+    found = header.backing_format
+    if found == expected or (found is None and expected == QCOW2):
+        return None
+    return f"it says that its backing file is {found or 'of any format'}, that is {expected}"
+
+
+def look(store: Store, qemu_img: QemuImg, member: Member) -> Info:
+    """What qemu-img says of one layer; it opens no other file.  Raises 262."""
+    image = layer(store, member)
+    _read_header(member, image.path)
+    return qemu_img.info(image)
+
+
 def check_headers(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> Info:
     """What the top layer's header says, after every layer was found to name its parent.
 
-    Raises PrepareIllegalVolume (227), ImageIsNotLegalChain (262).
+    `chain` is whole, base first.  Raises PrepareIllegalVolume (227), ImageIsNotLegalChain (262).
     """
-    info: Info | None = None
     for member in chain:
         if not member.metadata.is_legal:
             raise PrepareIllegalVolume(volume=member.volume)
-        image = layer(store, member)
-        info = qemu_img.info(image)
-        _check_header(member, image.path, info)
-    assert info is not None
-    return info
+    return _check_chain(store, qemu_img, chain)
 
 
 def check_header(store: Store, qemu_img: QemuImg, member: Member) -> Info:
-    """The same for one layer, legal or not."""
-    image = layer(store, member)
-    info = qemu_img.info(image)
-    _check_header(member, image.path, info)
-    return info
+    """The same for a layer and all below it, legal or not: qemu-img opens them, too."""
+    return _check_chain(store, qemu_img, walk(store, member.image, member.volume))
 
 
-def _check_header(member: Member, path: str, info: Info) -> None:
-    if not names_parent(info.backing, path, member.parent):
-        reason = f"the header of {member.volume} names {info.backing!r}, not {member.parent}"
+def check_below(store: Store, image: str, parent: str | None) -> None:
+    """The same of what lies under a volume that is about to be written.  Raises 262."""
+    if parent is not None:
+        _check_layers(store, walk(store, image, parent))
+
+
+def _check_chain(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> Info:
+    _check_layers(store, chain)
+    return qemu_img.info(layer(store, chain[-1]))
+
+
+def _check_layers(store: Store, chain: Sequence[Member]) -> None:
+    parent: VolumeMetadata | None = None
+    for member in chain:
+        _check_layer(store, member, parent)
+        parent = member.metadata
+
+
+def _check_layer(store: Store, member: Member, parent: VolumeMetadata | None) -> None:
+    path = store.path(member.image, member.volume)
+    header = _read_header(member, path)
+    if header is None:
+        return
+    if not names_parent(header.backing, path, member.parent):
+        reason = f"the header of {member.volume} names {header.backing!r}, not {member.parent}"
         raise ImageIsNotLegalChain(image=member.image, reason=reason)
-    if info.data_file is not None:
-        reason = f"the header of {member.volume} names the data file {info.data_file!r}"
+    wrong = wrong_backing_format(header, parent) if parent is not None else None
+    if wrong is not None and not _is_plainly_raw(store, member, header):
+        reason = f"the header of {member.volume} is wrong: {wrong}"
         raise ImageIsNotLegalChain(image=member.image, reason=reason)
+
+
+def _is_plainly_raw(store: Store, member: Member, header: Header) -> bool:
+    """Whether QEMU's guess is harmless: old hosts did not write the format into headers."""
+    if header.backing_format is not None or member.parent is None:
+        return False
+    data = files.read_direct(store.path(member.image, member.parent), PROBED)
+    return qcow2_header.looks_raw(data)
+
+
+def _read_header(member: Member, path: str) -> Header | None:
+    """By our own code: qemu-img would open the data file that a header names.  None for raw."""
+    if not member.is_cow:
+        return None
+    try:
+        header = qcow2_header.parse(files.read_direct(path, qcow2_header.READ_LENGTH))
+    except HeaderError as error:
+        reason = f"{member.volume} cannot be read: {error}"
+        raise ImageIsNotLegalChain(image=member.image, reason=reason) from error
+    if header.crowded is not None:
+        reason = f"{member.volume} is not looked at: {header.crowded}"
+        raise ImageIsNotLegalChain(image=member.image, reason=reason)
+    if header.external_data:
+        reason = f"the header of {member.volume} names a data file; remove the volume"
+        raise ImageIsNotLegalChain(image=member.image, reason=reason)
+    return header

@@ -251,7 +251,9 @@ class Merging:
             raise UnexpectedVolumeState(
                 volume=base.volume, actual="LEGAL", expected="prepareMerge and merge before"
             )
-        with guard.active(store, base.image, [base.volume, sub.top.volume], prepared=False):
+        names = [member.volume for member in (*sub.below, base, sub.top)]
+        with guard.active(store, base.image, names, prepared=False):
+            layers.check_header(store, self._qemu_img, sub.top)
             below, above = layers.layer(store, base), layers.layer(store, sub.top)
             size = self._qemu_img.info(below).virtual_size
             hole = merged.missing_at(self._qemu_img, above, below)

@@ -55,6 +55,18 @@ def empty_qcow2(
     return bytes(image)
 
 
+def full_size(size: int) -> int:
+    """What the file of an image of `size` bytes takes at most once all of it is written.
+
+    Data, one L2 entry of 8 bytes and one refcount of 2 bytes a cluster, the L1 table and the
+    clusters of an empty image; bitmaps and internal snapshots come on top.
+    """
+    clusters = -(-size // CLUSTER)
+    tables = -(-size // L2_COVERS) * CLUSTER
+    refcounts = -(-(clusters + tables // CLUSTER + 8) * 2 // CLUSTER) * CLUSTER
+    return clusters * CLUSTER + tables + 2 * refcounts + len(empty_qcow2(size)) + CLUSTER
+
+
 def _header(
     size: int, l1_size: int, compat: str, backing: str | None, backing_format: str | None
 ) -> bytes:

@@ -27,6 +27,8 @@ DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = range(5)
 _END = 0
 _DATA_FILE_NAME = 0x44415441
 _ENCRYPTION = 0x0537BE77
+_BACKING_FORMAT = 0xE2792ACA
+_BITMAPS = 0x23852875
 
 # Limits of QEMU's own.
 _CLUSTER_BITS = range(9, 22)
@@ -34,6 +36,7 @@ _MAX_L1 = 32 * 1024 * 1024 // 8  # entries
 _MAX_REFCOUNT_TABLE = 8 * 1024 * 1024  # bytes
 _MAX_BACKING_NAME = 1023
 _MAX_EXTENSIONS = 64
+_MAX_LISTED = 1000  # of snapshots and of bitmaps: qemu-img tells about each, in memory
 
 # What other formats start with; none of them is a raw disk by accident.
 _OTHER_MAGIC: Mapping[bytes, str] = {
@@ -70,6 +73,29 @@ class Header:
         return bool(self.incompatible >> feature & 1)
 
     @property
+    def external_data(self) -> bool:
+        """Whether the guest's data are in another file, which QEMU would open."""
+        return self.has(DATA_FILE) or _DATA_FILE_NAME in self.extensions
+
+    @property
+    def bitmaps(self) -> int:
+        """How many bitmaps it says that it holds."""
+        return int.from_bytes(self.extensions.get(_BITMAPS, b"")[:4], "big")
+
+    @property
+    def crowded(self) -> str | None:
+        """Why merely to look at it would take too much memory; None if it would not."""
+        if max(self.snapshots, self.bitmaps) <= _MAX_LISTED:
+            return None
+        return f"it says that it holds {self.snapshots} snapshots and {self.bitmaps} bitmaps"
+
+    @property
+    def backing_format(self) -> str | None:
+        """What QEMU takes the backing file for; None lets it guess from that file's bytes."""
+        found = self.extensions.get(_BACKING_FORMAT)
+        return None if found is None else found.partition(b"\0")[0].decode("utf-8", "replace")
+
+    @property
     def compat(self) -> str:
         return "0.10" if self.version == 2 else "1.1"
 
@@ -80,6 +106,16 @@ def foreign_format(data: bytes) -> str | None:
         if data.startswith(magic):
             return name
     return None
+
+
+def looks_raw(data: bytes) -> bool:
+    """Whether no program would take a file with these first bytes for another format: it is empty
+    there, or has the signature of a disk or of a file system that we know to be one."""
+    return (
+        not any(data[:512])
+        or (data[510:512] == b"\x55\xaa" and foreign_format(data) is None)  # MBR, GPT, FAT
+        or (data[:4] == b"XFSB")
+    )
 
 
 def parse(data: bytes) -> Header:
@@ -131,7 +167,10 @@ def _backing(data: bytes, offset: int, length: int) -> str | None:
         return None
     if length == 0 or length > _MAX_BACKING_NAME or offset + length > len(data):
         raise HeaderError(f"a backing file's name of {length} bytes at {offset} cannot be")
-    return data[offset : offset + length].decode("utf-8", "replace")
+    name = data[offset : offset + length]
+    if b"\0" in name:  # QEMU's string ends there, ours would not
+        raise HeaderError("the backing file's name holds a NUL")
+    return name.decode("utf-8", "replace")
 
 
 def _extensions(data: bytes, offset: int) -> dict[int, bytes]:
@@ -175,7 +214,7 @@ def dangers(header: Header, length: int) -> list[str]:
     make it reach that far.  Backing files are not among them: the volume decides about those.
     """
     found = []
-    if header.has(DATA_FILE) or _DATA_FILE_NAME in header.extensions:
+    if header.external_data:
         found.append("it keeps its data in an external file")
     if header.has(EXTENDED_L2):
         found.append("it has extended L2 entries")
@@ -188,6 +227,8 @@ def dangers(header: Header, length: int) -> list[str]:
         found.append("it is encrypted")
     if header.snapshots:
         found.append(f"it holds {header.snapshots} internal snapshots")
+    if header.crowded:
+        found.append(header.crowded)
     end = length + (1 << header.cluster_bits)  # the last cluster may be cut short
     refcounts = header.refcount_clusters << header.cluster_bits
     if max(header.l1_offset + header.l1_entries * 8, header.refcount_offset + refcounts) > end:

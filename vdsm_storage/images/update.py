@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import (
     CommandError,
+    ImageIsNotLegalChain,
     IncorrectFormat,
     InvalidVolumeUpdate,
     UnsupportedOperation,
     VolumeDoesNotExist,
 )
-from vdsm_storage.host.qemu_img import Image, QemuImg, Watch
+from vdsm_storage.host.qemu_img import QemuImg, Watch
 from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.guard import Guard, VolumeRef
@@ -22,6 +24,8 @@ from vdsm_storage.images.metadata import GENERATIONS, VolumeMetadata
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
+
+log = logging.getLogger("volumes")
 
 UPDATE = "volume.update"
 AMEND = "volume.amend"
@@ -163,13 +167,21 @@ class Updating:
         if op.facts["legality"] == now.legality:
             return False
         with self._guard.writing(target) as store:
-            path = store.path(target.image, target.volume)
             with guard.active(store, target.image, [target.volume], prepared=False):
-                check = self._qemu_img.check(Image(path, "qcow2"))
+                sound = self._is_sound(store, chain.Member(target.image, target.volume, now))
             now = store.load(target.image, target.volume)
-            if not (check.corruptions or check.errors) and now.generation == before:
+            if sound and now.generation == before:
                 store.save(target.image, target.volume, now.with_(legality=op.facts["legality"]))
         return False
+
+    def _is_sound(self, store: Store, member: chain.Member) -> bool:
+        try:
+            layers.check_header(store, self._qemu_img, member)
+        except ImageIsNotLegalChain as error:
+            log.warning("Volume %s stays ILLEGAL: %s", member.volume, error)
+            return False
+        check = self._qemu_img.check(layers.layer(store, member))
+        return not (check.corruptions or check.errors)
 
 
 def _load(guarded: Guard, op: Operation) -> VolumeMetadata | None:

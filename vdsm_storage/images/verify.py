@@ -88,6 +88,10 @@ def cow_problems(data: bytes, store: Store, member: Member, path: str) -> list[s
     if not layers.names_parent(header.backing, path, member.parent):
         expected = member.parent or "none"
         problems.append(f"its backing file is {header.backing!r}, the volume's parent {expected}")
+    if member.parent is not None:
+        parent = store.load(member.image, member.parent)
+        if (wrong := layers.wrong_backing_format(header, parent)) is not None:
+            problems.append(wrong)
     if header.version == 3 and layers.compat(store) == "0.10":
         problems.append(f"qcow2 1.1 needs a domain of version 4, this one has {store.version}")
     capacity = member.metadata.capacity

@@ -19,9 +19,10 @@ from vdsm_storage.errors import (
     VolumeDoesNotExist,
     VolumeMetadataReadError,
 )
-from vdsm_storage.host.qemu_img import Image, QemuImg
+from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.images import copy_volume, create, delete, extend, layers
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.chain import Member
 from vdsm_storage.images.clone_image import CloneStructure, SyncData
 from vdsm_storage.images.copy_volume import CopyVolume, CopyVolumeRequest
 from vdsm_storage.images.create import CreateVolume, NewVolumeRequest
@@ -214,8 +215,7 @@ class Volumes:
         a cow volume.  Raises 201, 207, 757."""
         store = self._find_store(domain)
         metadata = store.load(image, volume)
-        path = store.path(image, volume)
-        info = self.shop.qemu.info(Image(path, layers.qemu_format(metadata)))
+        info = layers.look(store, self.shop.qemu, Member(image, volume, metadata))
         answer: dict[str, Any] = {"format": info.format, "virtualsize": info.virtual_size}
         if info.cluster_size is not None:
             answer["clustersize"] = info.cluster_size
