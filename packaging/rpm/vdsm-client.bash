@@ -1,10 +1,12 @@
 _vdsm_client() {
-    local words=("${COMP_WORDS[@]:1:COMP_CWORD}")
-    local IFS=$'\n'
-    COMPREPLY=($(vdsm-client --complete "${words[@]}" 2>/dev/null))
-    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then
+    local IFS=$'\n' last=${COMP_WORDS[COMP_CWORD]}
+    COMPREPLY=($(vdsm-client --complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    if [[ $last == = || ${COMP_WORDS[COMP_CWORD-1]} == = ]]; then
+        COMPREPLY=("${COMPREPLY[@]#*=}")
+    elif [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then
         compopt -o nospace
-    elif [[ ${#COMPREPLY[@]} == 0 ]]; then
+    fi
+    if [[ ${#COMPREPLY[@]} == 0 ]]; then
         compopt -o default
     fi
 }

@@ -1,5 +1,5 @@
 #compdef vdsm-client
-_vdsm_client() {
+_vdsm-client() {
     local -a found
     found=(${(f)"$(vdsm-client --complete "${(@)words[2,CURRENT]}" 2>/dev/null)"})
     if (( ${#found} == 0 )); then
@@ -10,4 +10,8 @@ _vdsm_client() {
         compadd -a found
     fi
 }
-compdef _vdsm_client vdsm-client
+if [[ ${funcstack[1]} == _vdsm-client ]]; then
+    _vdsm-client "$@"
+else
+    compdef _vdsm-client vdsm-client
+fi

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +25,7 @@ from vdsm_storage.schema.loader import Schema
 
 __all__ = ["authorities", "start"]  # fixtures
 
+JOB = "00000000-0000-0000-0000-00000000000a"
 PROGRAM = str(Path(sys.executable).parent / "vdsm-client")
 
 
@@ -174,7 +181,7 @@ def test_objects_are_json() -> None:
             read_value(Schema(), "Host", "ImageTicket", text)
 
 
-# -- pages and completion -------------------------------------------------------------------------
+# -- pages ---------------------------------------------------------------------------------------
 
 
 def test_help() -> None:
@@ -198,40 +205,6 @@ def test_every_verb_has_a_page() -> None:
         page = helptext.verb(schema, verb.name)
         assert verb.short_name in page
         assert all(param.name in page for param in verb.params)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["Vol"], ["Volume"]),
-        (["wa"], ["watch"]),
-        (["Volume", "cr"], ["create"]),
-        (["Volume", "getInfo", "v"], ["volumeID="]),
-        (["--dev", "/tmp", "Volume", "getInfo", "volumeID=x", "v"], []),
-        (["tasks", ""], ["--follow"]),
-        (["--dev", ""], []),
-        (["--ins"], ["--insecure"]),
-        (["Nothing", ""], []),
-        (["Volume", "nothing", ""], []),
-    ],
-)
-def test_candidates(words: list[str], expected: list[str]) -> None:
-    assert list(helptext.candidates(Schema(), words)) == expected
-
-
-def test_bash_completion() -> None:
-    script = run("--completion", "bash").stdout
-    lines = (
-        script,
-        f"PATH={Path(PROGRAM).parent}:$PATH",
-        "COMP_WORDS=(vdsm-client Volume extendS); COMP_CWORD=2; _vdsm_client 2>/dev/null",
-        'echo "${COMPREPLY[@]}"',
-    )
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "extendSize\n"
-    assert "#compdef vdsm-client" in run("--completion", "zsh").stdout
 
 
 # -- live views -----------------------------------------------------------------------------------
@@ -272,19 +245,41 @@ def test_rows_of_jobs_and_tasks() -> None:
 
 
 def test_follow_shows_bars_until_interrupted(wire: Wire, tmp_path: Path) -> None:
-    """On a terminal; Host.getJobs is not built here, which it says and ends."""
+    """On a terminal; a job's event shows at once."""
+    job = {
+        "id": JOB,
+        "status": "running",
+        "description": "copying a volume",
+        "job_type": "storage",
+        "progress": 42.0,
+    }
+    wire.probe.jobs[JOB] = job
     mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     command = [PROGRAM, "--dev", str(tmp_path), "tasks", "--follow"]
-    program = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    program = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     try:
-        _out, error = program.communicate(timeout=60)
+        shown = read_until(mine, b"42 %")
+        assert b"copying a volume" in shown
+        wire.probe.jobs[JOB] = {**job, "status": "done", "progress": 100.0}
+        wire.broker.publish_event(f"|jobs|status|{JOB}", {"id": JOB})
+        assert b"done" in read_until(mine, b"100 %")
+        program.send_signal(signal.SIGINT)
+        assert program.wait(20) == 0
     finally:
         program.kill()
         program.wait(10)
         os.close(mine)
-    assert program.returncode == 1
-    assert b"code 44" in error
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    out, end = b"", time.monotonic() + 20
+    while text not in out:
+        assert time.monotonic() < end, out
+        if select.select([terminal], [], [], 0.5)[0]:
+            out += os.read(terminal, 4096)
+    return out
 
 
 def test_a_plain_call_does_not_load_what_it_does_not_need() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vdsm_storage import config, errors
-from vdsm_storage.cli import helptext
+from vdsm_storage.cli import completion, helptext
 from vdsm_storage.cli.values import read_value
 from vdsm_storage.errors import AgentError
 from vdsm_storage.rpc import tls
@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     if words[:1] == ["--complete"]:
-        for candidate in helptext.candidates(Schema(), words[1:]):
+        for candidate in completion.candidates(Schema(), words[1:]):
             sys.stdout.write(f"{candidate}\n")
         return 0
     arguments = parser().parse_intermixed_args(words)
     if arguments.completion:
-        sys.stdout.write(helptext.COMPLETION[arguments.completion])
+        sys.stdout.write(completion.SCRIPTS[arguments.completion])
         return 0
     if arguments.help or not arguments.words:
         sys.stdout.write(_help(arguments.words))

@@ -1,48 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the schema tells a person at a shell: help pages and completion."""
+"""What the schema tells a person at a shell."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
 
 from vdsm_storage.schema.loader import Param, Schema
-
-OPTIONS = (
-    "--help -a -p --insecure -f --flow-id --timeout --dev --completion".split()  # noqa: SIM905
-)
-TAKES_VALUE = ("-a", "--host", "-p", "--port", "-f", "--file", "--flow-id", "--timeout", "--dev")
-
-COMPLETION: Mapping[str, str] = {
-    "bash": """\
-_vdsm_client() {
-    local words=("${COMP_WORDS[@]:1:COMP_CWORD}")
-    local IFS=$'\\n'
-    COMPREPLY=($(vdsm-client --complete "${words[@]}" 2>/dev/null))
-    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]]; then
-        compopt -o nospace
-    elif [[ ${#COMPREPLY[@]} == 0 ]]; then
-        compopt -o default
-    fi
-}
-complete -F _vdsm_client vdsm-client
-""",
-    "zsh": """\
-#compdef vdsm-client
-_vdsm_client() {
-    local -a found
-    found=(${(f)"$(vdsm-client --complete "${(@)words[2,CURRENT]}" 2>/dev/null)"})
-    if (( ${#found} == 0 )); then
-        _files
-    elif [[ ${found[1]} == *= ]]; then
-        compadd -S '' -a found
-    else
-        compadd -a found
-    fi
-}
-compdef _vdsm_client vdsm-client
-""",
-}
 
 
 def namespaces(schema: Schema) -> str:
@@ -91,43 +54,6 @@ def verb(schema: Schema, name: str) -> str:
         lines.append("")
     lines.append(f"runs: {found.runs or 'host'}; since {found.since or 'the beginning'}")
     return "\n".join(lines) + "\n"
-
-
-def candidates(schema: Schema, words: Sequence[str]) -> Iterator[str]:
-    """What the last of `words` may become; the others stand before it."""
-    *before, last = words or [""]
-    plain = _positional(before)
-    if plain is None:
-        return  # the value of an option: the shell completes files
-    if last.startswith("-"):
-        found: Sequence[str] = OPTIONS
-    elif not plain:
-        found = ("watch", "tasks", *schema.namespaces)
-    elif plain == ["tasks"]:
-        found = ("--follow",)
-    elif len(plain) == 1 and plain[0] in schema.namespaces:
-        verbs = schema.namespace(plain[0]).verbs.values()
-        found = [one.short_name for one in verbs]
-    elif len(plain) >= 2 and (known := schema.find(".".join(plain[:2]))) is not None:
-        given = {word.partition("=")[0] for word in plain[2:]}
-        found = [f"{param.name}=" for param in known.params if param.name not in given]
-    else:
-        found = ()
-    yield from (word for word in found if word.startswith(last))
-
-
-def _positional(words: Sequence[str]) -> list[str] | None:
-    """The words that are no options; None if an option's value comes next."""
-    out: list[str] = []
-    value = False
-    for word in words:
-        if value:
-            value = False
-        elif word.startswith("-"):
-            value = word in TAKES_VALUE
-        else:
-            out.append(word)
-    return None if value else out
 
 
 def _usage(param: Param) -> str:

@@ -29,6 +29,7 @@ class View:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
+        self._told = False
 
     def update(self, rows: Mapping[str, tuple[str, str, float | None]]) -> None:
         """`rows`: id -> (what, state, percent or None when it is not known)."""
@@ -40,6 +41,9 @@ class View:
             self._progress.update(
                 self._bars[key], description=what, state=state, total=total, completed=done
             )
+        if not rows and not self._told:
+            self._told = True
+            self._progress.console.print("No task and no job; waiting for one (Ctrl-C ends)")
         for key in set(self._bars) - set(rows):
             self._progress.remove_task(self._bars.pop(key))
 
