@@ -235,12 +235,15 @@ def test_rows_of_jobs_and_tasks() -> None:
     tasks = {
         "33333333-x": {"taskState": "running", "message": "createVolume", "taskResult": ""},
         "44444444-x": {"taskState": "finished", "message": "bad", "taskResult": "cleanSuccess"},
+        "55555555-x": {"taskState": "finished", "message": "done", "taskResult": "success"},
     }
-    assert live.rows_of(jobs, tasks) == {
+    verbs = {key: {"id": key, "verb": "createVolume"} for key in list(tasks)[:2]}
+    assert live.rows_of(jobs, tasks, verbs) == {
         "11111111-x": ("11111111 copy", "running", 42.0),
         "22222222-x": ("22222222 storage", "pending", None),
         "33333333-x": ("33333333 createVolume", "running", None),
-        "44444444-x": ("44444444 bad", "failed", None),
+        "44444444-x": ("44444444 createVolume: bad", "failed", None),
+        "55555555-x": ("55555555 task", "finished", None),
     }
 
 

@@ -46,6 +46,7 @@ class Probe:
     gate: threading.Event = field(default_factory=threading.Event)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     ready: bool = True
+    jobs: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
 def table(probe: Probe) -> Mapping[str, Verb]:
@@ -72,6 +73,7 @@ def table(probe: Probe) -> Mapping[str, Verb]:
         "Host.ping": Verb(lambda _ctx: None),
         "Host.ping2": Verb(lambda _ctx: None),
         "Host.echo": Verb(echo),
+        "Host.getJobs": Verb(lambda _ctx, **_params: probe.jobs),
         "Host.getAllTasksInfo": Verb(hold, lane=":tasks"),
         "Host.getAllTasksStatuses": Verb(hold, lane=":other", timeout=0.3),
         "Host.getHardwareInfo": Verb(fail),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import socket
 import time
@@ -11,7 +12,9 @@ import time
 import pytest
 
 from tests.rpc.conftest import REPLIES, Peer, Start, Wire, request, rpc, wait_for
+from vdsm_storage.rpc import listener
 from vdsm_storage.rpc.client import Client
+from vdsm_storage.rpc.session import Limits
 
 
 def test_a_thousand_outstanding_requests_are_all_answered(wire: Wire) -> None:
@@ -116,6 +119,27 @@ def test_a_peer_that_does_not_read_events_is_disconnected(start: Start) -> None:
                 break
             time.sleep(0.0005)
         wait_for(lambda: wire.broker.subscribers("jms.queue.events") == 0)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_peer_that_reads_nothing_for_long_is_disconnected(
+    start: Start, secure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when little waits for it; one that reads slowly is not."""
+    monkeypatch.setattr(listener, "Limits", functools.partial(Limits, patience=0.5))
+    wire = start(secure=secure)
+    message = "x" * 2_000_000
+    with wire.peer() as deaf, wire.peer() as slow:
+        for peer, topic in ((deaf, "deaf"), (slow, "slow")):
+            peer.connect(replies=topic)
+            peer.request(*[rpc("Host.echo", {"message": message})] * 5, reply_to=topic)
+        slow.socket.settimeout(10)
+        got = 0
+        while got < 10_000_000:
+            got += len(slow.socket.recv(16_384))
+            time.sleep(0.002)
+        wait_for(lambda: wire.broker.subscribers("deaf") == 0)
+        assert wire.broker.subscribers("slow") == 1
 
 
 def test_a_frame_that_is_too_large(start: Start) -> None:

@@ -49,9 +49,11 @@ class View:
 
 
 def rows_of(
-    jobs: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]]
+    jobs: Mapping[str, Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    verbs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, tuple[str, str, float | None]]:
-    """What Host.getJobs and Host.getAllTasksStatuses say, as View shows it."""
+    """What Host.getJobs, .getAllTasksStatuses and .getAllTasksInfo say, as View shows it."""
     rows: dict[str, tuple[str, str, float | None]] = {}
     for key, job in jobs.items():
         what = str(job.get("description") or job.get("job_type") or "job")
@@ -64,9 +66,11 @@ def rows_of(
     for key, task in tasks.items():
         state = str(task.get("taskState", ""))
         result = str(task.get("taskResult", ""))
+        what = str(verbs.get(key, {}).get("verb", "task"))
         if state == "finished" and result not in ("", "success"):
             state = "failed"
-        rows[key] = (f"{key[:8]} {task.get('message', 'task')}", state, None)
+            what += f": {task.get('message', '')}"
+        rows[key] = (f"{key[:8]} {what}", state, None)
     return rows
 
 
@@ -77,7 +81,8 @@ def follow(client: Client, view: View, flow_id: str) -> None:
         try:
             jobs = client.call("Host.getJobs", flow_id=flow_id)
             tasks = client.call("Host.getAllTasksStatuses", flow_id=flow_id)
-            view.update(rows_of(jobs, tasks))
+            verbs = client.call("Host.getAllTasksInfo", flow_id=flow_id)
+            view.update(rows_of(jobs, tasks, verbs))
             wait(client, POLL_SECONDS)
         except NoResponse:
             time.sleep(2)

@@ -26,6 +26,8 @@ class Output:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._paused = False  # the transport has told that it is full
+        self._bytes = 0  # that were sent so far
+        self._taken = 0  # of these, how many the peer had taken when we last looked
         self.sent = 0  # writes so far; heart-beats look at whether it moves
 
     @property
@@ -49,6 +51,7 @@ class Output:
         if self._closed:
             return
         self.sent += 1
+        self._bytes += len(data)
         if self._held is None:
             self._transport.write(data)
             if self._paused:
@@ -101,6 +104,14 @@ class Output:
 
     def _watch(self) -> None:
         if self._timer is None:
+            self._taken = self._bytes - self.pending
             loop = asyncio.get_running_loop()
-            why = f"it has read nothing for {self._patience:.0f} seconds"
-            self._timer = loop.call_later(self._patience, self.abort, why)
+            self._timer = loop.call_later(self._patience, self._look)
+
+    def _look(self) -> None:
+        """Patience is over, unless the peer has taken something since."""
+        self._timer = None
+        if self._bytes - self.pending > self._taken:
+            self._watch()
+        else:
+            self.abort(f"it has read nothing for {self._patience:g} seconds")

@@ -242,7 +242,7 @@ class Session(asyncio.Protocol):
                 if not broker.deliver(destination, body):
                     log.info("%s: nobody listens to %s, a reply is dropped", name, destination)
 
-            if len(self._replies) < MAX_SUBSCRIPTIONS:
+            if len(self._replies) < MAX_SUBSCRIPTIONS and len(destination) < 256:
                 self._replies[destination] = reply
         return reply
 

@@ -9,6 +9,7 @@ one write.  One connection, server side, on a selector event loop; nothing else 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import socket
 import ssl
@@ -16,6 +17,7 @@ from typing import Any
 
 RECORD = 16 * 1024  # bytes that one TLS record holds at most, and so one read gives
 TURN = 16  # records that one connection may read before others get their turn
+PIECE = 4 * RECORD  # bytes that are sent at a time
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
 AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
@@ -64,7 +66,8 @@ class TlsTransport(asyncio.Transport):
         self._stream = stream
         self._fd = stream.fileno()
         self._protocol = protocol
-        self._out = bytearray()
+        self._out: collections.deque[memoryview] = collections.deque()
+        self._left = 0  # bytes in these
         self._reading = False
         self._writing = False  # the loop watches for room to write
         self._closing = False  # no more is read; what is left is sent
@@ -90,7 +93,7 @@ class TlsTransport(asyncio.Transport):
         return self._reading
 
     def get_write_buffer_size(self) -> int:
-        return len(self._out)
+        return self._left
 
     def pause_reading(self) -> None:
         if self._reading:
@@ -107,7 +110,7 @@ class TlsTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         if self._closing or not data:
             return
-        if not self._out:
+        if not self._out and len(data) <= PIECE:  # the usual case
             try:
                 sent = self._stream.send(data)
             except AGAIN:
@@ -117,10 +120,12 @@ class TlsTransport(asyncio.Transport):
                 return
             if sent == len(data):
                 return
-            data = memoryview(data)[sent:]
-        self._out += data
+            data = data[sent:]
+        whole = memoryview(bytes(data))
+        self._out += [whole[at : at + PIECE] for at in range(0, len(whole), PIECE)]
+        self._left += len(whole)
         self._watch_room()
-        if len(self._out) > HIGH_WATER and not self._full:
+        if self._left > HIGH_WATER and not self._full:
             self._full = True
             self._protocol.pause_writing()
 
@@ -158,16 +163,22 @@ class TlsTransport(asyncio.Transport):
             self._loop.call_soon(self._readable)
 
     def _writable(self) -> None:
-        try:
-            with memoryview(self._out) as view:
-                sent = self._stream.send(view[: 16 * RECORD])
-        except AGAIN:
-            return
-        except OSError as error:
-            self._give_up(error)
-            return
-        del self._out[:sent]
-        if self._full and len(self._out) <= LOW_WATER:
+        for _turn in range(TURN):
+            try:
+                # A piece that could not be sent is sent again as it was: OpenSSL wants that.
+                sent = self._stream.send(self._out[0])
+            except AGAIN:
+                break
+            except OSError as error:
+                self._give_up(error)
+                return
+            self._left -= sent
+            piece = self._out.popleft()[sent:]
+            if piece:
+                self._out.appendleft(piece)
+            elif not self._out:
+                break
+        if self._full and self._left <= LOW_WATER:
             self._full = False
             self._protocol.resume_writing()
         if not self._out and self._writing:
@@ -197,6 +208,7 @@ class TlsTransport(asyncio.Transport):
             self._writing = False
             self._loop.remove_writer(self._fd)
         self._out.clear()
+        self._left = 0
         self._loop.call_soon(self._lost, error)
 
     def _lost(self, error: Exception | None) -> None:
