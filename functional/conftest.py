@@ -55,26 +55,48 @@ def start_agent(workdir: Path) -> Iterator[Callable[..., AgentProcess]]:
 
 @pytest.fixture(scope="module")
 def make_server(workdir: Path) -> Iterator[Callable[[str], StorageServer]]:
-    """make_server("local" | "bind" | "ext4") -> storage that a domain can be made on."""
+    """make_server(kind) -> storage that a domain can be made on.
+
+    `local` is a directory, `local-4k` one on a device with sectors of 4096 bytes; `bind` a
+    directory as a POSIX file system, `ext4` and `xfs` a device, `fuse` a file system in user space.
+    """
     loops: list[str] = []
+    mounts: list[str] = []
     numbers = itertools.count()
+
+    def device(path: Path, fs: str, sector: int = 512) -> str:
+        _truncate(path)
+        loop = ("losetup", "--find", "--show", f"--sector-size={sector}", str(path))
+        loops.append(_run(*loop).strip())
+        _run(f"mkfs.{fs}", "-q", loops[-1])
+        return loops[-1]
 
     def make(kind: str) -> StorageServer:
         path = workdir / f"storage-{next(numbers)}-{kind}"
-        if kind == "ext4":
-            with path.open("wb") as file:
-                file.truncate(4 * GIB)
+        if kind in ("ext4", "xfs"):
+            return StorageServer(POSIXFS, device(path, kind), vfs_type=kind)
+        if kind == "fuse":
+            _truncate(path)
             _run("mkfs.ext4", "-q", str(path))
-            loops.append(_run("losetup", "--find", "--show", str(path)).strip())
-            return StorageServer(POSIXFS, loops[-1], vfs_type="ext4")
+            return StorageServer(POSIXFS, str(path), vfs_type="fuse.fuse2fs")
         path.mkdir()
-        if kind == "local":
-            return StorageServer(LOCALFS, str(path))
-        return StorageServer(POSIXFS, str(path), vfs_type="none", options="bind")
+        if kind == "bind":
+            return StorageServer(POSIXFS, str(path), vfs_type="none", options="bind")
+        if kind == "local-4k":
+            _run("mount", device(path.with_suffix(".img"), "xfs", 4096), str(path))
+            mounts.append(str(path))
+        return StorageServer(LOCALFS, str(path))
 
     yield make
+    for mount in mounts:
+        _run("umount", mount)
     for loop in loops:
         _run("losetup", "--detach", loop)
+
+
+def _truncate(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(4 * GIB)
 
 
 def _run(*argv: str) -> str:

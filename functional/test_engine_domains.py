@@ -189,12 +189,15 @@ def test_reconstruct_the_master(lab: Lab) -> None:
 
 @pytest.mark.parametrize(("version", "kind"), [("3", "local"), ("4", "bind")])
 def test_a_domain_of_an_older_format(lab: Lab, version: str, kind: str) -> None:
+    """It is upgraded when it becomes active; disks are made and changed meanwhile."""
     dc = lab.dc
     domain = lab.new_domain(kind, version)
     disk = dc.snapshot(dc.create_disk(domain.id, 4 * MIB), 4 * MIB)
     fill(lab, disk, 0x37, "qcow2")
     assert dc.info(disk).status == "OK"
     dc.extend(disk, 8 * MIB)
+    dc.wait(lambda: lab.host.domain_info(domain.id).version == "5", "the upgrade")
+    assert dc.info(disk).capacity == 8 * MIB
     dc.delete(disk)
     leave(lab, domain)
     lab.host.vds.call("StorageDomain.format", {"storagedomainID": domain.id, "autoDetach": False})
