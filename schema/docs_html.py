@@ -45,12 +45,14 @@ code, .sig { font-family: ui-monospace, monospace; font-size: .87em; }
 table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0;
   border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } td.n { text-align: right; }
+th { color: var(--soft); font-weight: 600; } .n { text-align: right; padding: .3rem 1.4rem .3rem 0; }
+td:first-child { white-space: nowrap; }
 .soft { color: var(--soft); } .errors { font-size: .9rem; }
 .tag { font-size: .74rem; font-weight: 600; padding: .1rem .5rem; border-radius: 1rem;
   border: 1px solid; margin-left: .6rem; vertical-align: middle; }
 .built { color: var(--good); } .unbuilt { color: var(--idle); }
-@media (max-width: 46rem) { body { display: block; } nav { height: auto; position: static; }
+@media (max-width: 46rem) { body { display: block; } nav { height: auto; position: static;
+  display: flex; flex-wrap: wrap; padding: .6rem; border-right: 0; } nav hr { display: none; }
   main { padding: 1rem; } }
 """
 
@@ -100,7 +102,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: frozense
     body = "\n".join(
         "<tr>" + "".join(cell(i, text) for i, text in enumerate(row)) + "</tr>" for row in rows
     )
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    names = "".join(
+        f'<th class="n">{name}</th>' if index in numbers else f"<th>{escape(name)}</th>"
+        for index, name in enumerate(head)
+    )
     return f'<div class="scroll"><table><tr>{names}</tr>\n{body}</table></div>'
 
 

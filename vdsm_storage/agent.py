@@ -48,7 +48,7 @@ from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.verbs.context import Context, Services
-from vdsm_storage.verbs.tables import VERBS
+from vdsm_storage.verbs.tables import BUILT, VERBS
 
 log = logging.getLogger("agent")
 
@@ -78,7 +78,7 @@ class Agent:
         journal = Journal(os.path.join(config.paths.state, "journal"))
         crash = CrashPoints(crash_point)
         self._runner = Runner(journal, self._lanes, clock, crash, self._job_changed)
-        self._discovery = Discovery(VERBS, VERSION)
+        self._discovery = Discovery(BUILT, VERSION)
         self._services = self._build()
 
     def _build(self) -> Services:

@@ -30,10 +30,12 @@ VERBS: Final[Mapping[str, Verb]] = {
     **task.VERBS,
     **volume.VERBS,
 }
+# The agent answers rpc.discover itself, out of the schema.
+BUILT: Final = frozenset((*VERBS, "rpc.discover"))
 
 
 def main() -> int:
-    json.dump(sorted(VERBS), sys.stdout, indent=1)
+    json.dump(sorted(BUILT), sys.stdout, indent=1)
     sys.stdout.write("\n")
     return 0
 
