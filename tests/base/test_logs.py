@@ -81,6 +81,7 @@ def test_a_second_start_appends(path: Path) -> None:
 
 
 def test_odd_texts_are_written(path: Path) -> None:
+    alone()  # such a text cannot be sent between pytest's processes
     logging.getLogger("x").info("%s", "\udcff ä")
     assert "\\udcff ä" in path.read_text(encoding="utf-8")
 
