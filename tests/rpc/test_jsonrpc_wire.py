@@ -205,13 +205,20 @@ def test_a_lane_that_does_not_answer_in_time(wire: Wire) -> None:
         assert ":other" in error["message"]
 
 
-def test_a_reply_that_breaks_the_schema_is_an_error_in_tests(start: Start) -> None:
-    wire = start()
-    wire.probe.gate.set()
-    with wire.peer() as peer:
-        peer.connect()
-        reply = peer.call("Host.getAllTasksInfo")
-        assert reply["result"] == {}
+def test_a_reply_that_breaks_the_schema(start: Start) -> None:
+    """An error in tests; in production, where the check is off, it goes through."""
+    bad = {ID: {"id": ID, "status": 5}}
+    for check in (True, False):
+        wire = start(check_replies=check)
+        wire.probe.jobs = bad
+        with wire.peer() as peer:
+            peer.connect()
+            reply = peer.call("Host.getJobs")
+            if check:
+                assert reply["error"]["code"] == -32603
+                assert "status" in reply["error"]["message"]
+            else:
+                assert reply["result"] == bad
 
 
 # -- secrets --------------------------------------------------------------------------------------
