@@ -120,6 +120,43 @@ def check_layers(lab: Lab, disk: Disk, fmt: str = "qcow2") -> None:
     )  # fmt: skip
 
 
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+def test_a_copy_is_stopped(lab: Lab) -> None:
+    """Its progress is told; stopped, it leaves an ILLEGAL target of the old generation."""
+    dc, size = lab.dc, 1024 * MIB
+    source, target = dc.create_disk(dc.master, size), dc.create_disk(dc.master, size)
+    with open(lab.path(source, source.leaf), "r+b") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(4096) * 256)
+    copy = {
+        "source": dc.div(source, source.leaf),
+        "destination": dc.div(target, target.leaf, 0),
+    }
+    job_id = str(uuid.uuid4())
+    lab.host.vds.call("SDM.copy_data", {"job_id": job_id, **copy})
+    seen: list[float] = []
+
+    def moving() -> bool:
+        job = lab.host.jobs([job_id])[job_id]
+        assert job.status in ("pending", "running")
+        seen.append(job.progress or 0.0)
+        return 0.0 < seen[-1] < 100.0
+
+    dc.wait(moving, "progress")
+    lab.host.vds.call("Task.stop", {"taskID": job_id})
+    dc.wait(lambda: lab.host.jobs([job_id])[job_id].status == "aborted", "the end of the job")
+    info = lab.info(target, target.leaf)
+    assert (info.status, info.generation, info.owners) == ("ILLEGAL", 0, [])
+    with pytest.raises(VdsError) as ended:
+        lab.host.vds.call("Task.stop", {"taskID": job_id})
+    assert ended.value.code == 84
+    assert lab.job("SDM.copy_data", **copy).status == "done"
+    dc.delete(source)
+    dc.delete(target)
+
+
 # -- 3.8: cold merge -----------------------------------------------------------------------------
 
 

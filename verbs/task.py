@@ -19,7 +19,11 @@ def get_info(ctx: Context, taskID: str) -> dict[str, Any]:
 
 
 def stop(ctx: Context, taskID: str) -> None:
-    ctx.services.tasks.stop(taskID)
+    """Also for jobs, which have no verb of their own for it."""
+    if ctx.services.jobs.has(taskID):
+        ctx.services.jobs.abort(taskID)
+    else:
+        ctx.services.tasks.stop(taskID)
 
 
 def clear(ctx: Context, taskID: str) -> None:

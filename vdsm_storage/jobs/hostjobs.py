@@ -70,6 +70,9 @@ class Jobs:
             }
         return found
 
+    def has(self, job: str) -> bool:
+        return self._runner.get(job, j.JOB) is not None
+
     def abort(self, job: str) -> None:
         """Ask a job to stop.  Raises NoSuchJob (66), JobNotActive (84)."""
         running = self._find(job)
