@@ -66,6 +66,7 @@ class Agent:
         self._broker = Broker()
         self._listener: Listener | None = None
         self._recovered = False
+        self._restored = False  # what was connected before a crash is connected again
         self._recovery: asyncio.Task[None] | None = None
         self._make_authority = dev and config.tls.enabled
         lost = os.path.join(config.paths.run, "lost")
@@ -191,17 +192,21 @@ class Agent:
     # -- what lower floors tell --------------------------------------------------------------
 
     async def _keep_recovering(self) -> None:
-        """Recover at once, and again what could not be: another host or a dying program may still
-        hold what it needs."""
+        """Recover at once, and again what could not be: a storage server may come later, another
+        host or a dying program may still hold what it needs."""
         work = self._lanes.submit(":restore", self._restore, STOP_SECONDS)
         while True:
             await asyncio.sleep(self._config.storage.monitor_interval)
-            if work.done() and self._runner.interrupted():
+            if not work.done():
+                continue
+            if not self._restored:
+                work = self._lanes.submit(":restore", self._restore, STOP_SECONDS)
+            elif self._runner.interrupted():
                 work = self._lanes.submit(":restore", self._recover, STOP_SECONDS)
 
     def _restore(self) -> None:
         """After a crash in this boot: connect what was connected; recover what can be."""
-        self._services.storage.restore()
+        self._restored = self._services.storage.restore()
         self._recover()
 
     def _recover(self) -> None:

@@ -254,6 +254,76 @@ def test_found_again_after_a_crash(tmp_path: Path, data: str) -> None:
     assert third.services.connections.mounts() == {}
 
 
+def test_found_again_when_its_storage_comes_back(tmp_path: Path, data: str) -> None:
+    """After a crash the master's server is away: what is there works, the rest when it comes."""
+    other, away = tmp_path / "master", tmp_path / "away"
+    other.mkdir()
+    first = build(tmp_path / "agent", None)
+    first.connect(str(other))
+    first.connect(data)
+    master, member = first.domain(str(other)), first.domain(data)
+    pool = first.pool(master)
+    first.services.members.attach(member, pool)
+    first.services.members.activate(member, pool)
+    first.health.close(5.0)
+    other.rename(away)
+    second = build(tmp_path / "agent", None)
+    try:
+        services = second.services
+        assert not services.restore()
+        assert services.pools.get(pool).active == sorted((master, member))
+        wait_for(lambda: second.health.usable(member))
+        wait_for(lambda: second.health.storage_domains()[master]["code"] == 358)
+        away.rename(other)
+        assert services.restore()
+        wait_for(lambda: second.health.usable(master))
+        assert services.restore()
+    finally:
+        second.close()
+
+
+def test_a_master_that_is_away_at_the_start(tmp_path: Path, data: str) -> None:
+    first = build(tmp_path / "agent", None)
+    first.connect(data)
+    sd_id = first.domain(data)
+    pool = first.pool(sd_id)
+    first.health.close(5.0)
+    root, away = Path(data) / sd_id, Path(data) / "away"
+    root.rename(away)
+    second = build(tmp_path / "agent", None)
+    try:
+        assert second.services.restore()
+        assert second.services.pools.get(pool).master == sd_id
+        away.rename(root)
+        wait_for(lambda: second.health.usable(sd_id))
+    finally:
+        second.close()
+
+
+def test_what_the_engine_let_go_is_not_restored(tmp_path: Path, data: str) -> None:
+    """A disconnection counts also for what could not be connected again yet."""
+    first = build(tmp_path / "agent", None)
+    first.connect(data)
+    sd_id = first.domain(data)
+    pool = first.pool(sd_id)
+    first.health.close(5.0)
+    away = Path(data).with_name("away")
+    Path(data).rename(away)
+    second = build(tmp_path / "agent", None)
+    try:
+        services = second.services
+        assert not services.restore()
+        services.pools.disconnect(pool)
+        params = {"id": "a", "connection": data}
+        assert services.connections.disconnect("LOCALFS", [params])[0]["status"] == 0
+        away.rename(data)
+        assert services.restore()
+        assert services.connections.mounts() == {}
+        assert services.pools.connected() is None
+    finally:
+        second.close()
+
+
 def test_nothing_is_restored_after_a_reboot(tmp_path: Path, data: str) -> None:
     first = build(tmp_path / "agent", None)
     first.connect(data)

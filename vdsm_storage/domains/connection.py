@@ -267,6 +267,8 @@ class Connections:
         with self._locks.held([Lock("05_mount", path)], timeout=120.0):
             with self._mutex:
                 known = self._connected.get(path)
+            if known is None:
+                self._memory.drop(remembered.CONNECTIONS, path)  # it was not restored yet
             if known is None or known.spec != connection.spec:
                 return
             self._release(path, known, IN_USE_WAIT)
@@ -311,13 +313,26 @@ class Connections:
 
     # -- start and stop ----------------------------------------------------------------------
 
-    def restore(self) -> None:
-        """After a crash in this boot: connect what was connected.  Failures are logged."""
-        records = self._memory.all(remembered.CONNECTIONS).values()
-        futures = [self._submit(found, self._connect) for found in map(_record, records)]
-        for record, future in zip(records, futures, strict=True):
+    def restore(self) -> bool:
+        """After a crash in this boot: connect what was connected.
+
+        Failures are logged; False if there are any: then it is worth another call.
+        """
+        known = self.mounts()
+        records = self._memory.all(remembered.CONNECTIONS)
+        missing = [_record(found) for path, found in records.items() if path not in known]
+        futures = [self._submit(connection, self._reconnect) for connection in missing]
+        good = True
+        for connection, future in zip(missing, futures, strict=True):
             status = _status(future, Deadline(self._clock, 60.0))
-            log.info("Connection %s was restored, status %s", record.get("spec"), status)
+            log.info("Connection %s was restored, status %s", connection.spec, status)
+            good = good and status == 0
+        return good
+
+    def _reconnect(self, connection: Connection) -> None:
+        """Unless the engine disconnected it meanwhile."""
+        if self._path(connection) in self._memory.all(remembered.CONNECTIONS):
+            self._connect(connection)
 
     def close(self, timeout: float = 10.0) -> None:
         """The clean stop: everything that nobody uses is disconnected."""

@@ -218,6 +218,8 @@ class Pools:
             self.watcher.start(sd_id, pool.host_id)
         self._link(pool)
         if old != pool:
+            for other in set(self._memory.all(remembered.POOLS)) - {pool.id}:
+                self._memory.drop(remembered.POOLS, other)  # it was not restored
             self._memory.put(remembered.POOLS, pool.id, asdict(pool))
             log.info("Pool %s: master %s, domains %s", pool.id, pool.master, dict(pool.domains))
 
@@ -244,6 +246,7 @@ class Pools:
         with self.locked(pool_id):
             pool = self.connected()
             if pool is None or pool.id != pool_id:
+                self._memory.drop(remembered.POOLS, pool_id)  # it was not restored
                 return
             with self._mutex:
                 self._pool = None
@@ -282,15 +285,26 @@ class Pools:
         self.apply(replace(pool, domains=domains))
 
     def restore(self) -> None:
-        """After a crash in this boot: connect what was connected.  Failures are logged."""
+        """After a crash in this boot: connect what was connected, whether or not its storage is
+        there: monitoring tells when it comes.  A pool that has moved on waits for the engine.
+        """
         for record in self._memory.all(remembered.POOLS).values():
             pool = Pool(**record)
-            try:
-                self.connect(pool, with_map=True)
-            except AgentError as error:
-                log.warning("Pool %s could not be connected again: %s", pool.id, error)
+            with self.locked(pool.id):
+                if self.connected() is None:
+                    self._restore(pool)
         for sd_id, host_id in self._memory.all(remembered.MONITORED).items():
             self.watcher.start(sd_id, host_id)
+
+    def _restore(self, pool: Pool) -> None:
+        try:
+            self._check_master(pool, with_map=True)
+        except StoragePoolMasterNotFound as error:
+            log.warning("Pool %s is connected again without its master: %s", pool.id, error)
+        except AgentError as error:
+            log.warning("Pool %s could not be connected again: %s", pool.id, error)
+            return
+        self.apply(pool)
 
     # -- what the engine reads ---------------------------------------------------------------
 

@@ -53,7 +53,8 @@ class DomainServices:
     Order in agent.py: build; `runner.add_kinds(services.kinds())`; build the monitor with
     `services.registry`, its `on_usable` calling `services.domain_available(sd_id)` and then
     `runner.recover_domains(services.usable)`; `services.watch(monitor, recover)`; after
-    `runner.load()`, `services.restore()` in a thread.  At the end: `services.close()`.
+    `runner.load()`, `services.restore()` in a thread until it is True.  At the end:
+    `services.close()`.
     """
 
     def __init__(self, base: Base) -> None:
@@ -169,11 +170,16 @@ class DomainServices:
     def domain_available(self, sd_id: str) -> None:
         self.pools.domain_available(sd_id)
 
-    def restore(self) -> None:
-        """After a crash in this boot: what was connected is connected again."""
-        if self.memory.crashed:
-            self.connections.restore()
-            self.pools.restore()
+    def restore(self) -> bool:
+        """After a crash in this boot: what was connected is connected again.
+
+        False while a storage server is missing: to be called again.
+        """
+        if not self.memory.crashed:
+            return True
+        good = self.connections.restore()
+        self.pools.restore()
+        return good
 
     def close(self, stop_watching: Callable[[], None]) -> None:
         """The clean stop: the role, host ids, links and connections are given back."""
