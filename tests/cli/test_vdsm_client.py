@@ -260,7 +260,11 @@ def test_follow_shows_bars_until_interrupted(wire: Wire, tmp_path: Path) -> None
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     command = [PROGRAM, "--dev", str(tmp_path), "tasks", "--follow"]
-    program = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    program = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs,
+        # Whoever runs the tests in the background ignores the signal for all of them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     os.close(theirs)
     try:
         shown = read_until(mine, b"42 %")
