@@ -45,7 +45,8 @@ code, .sig { font-family: ui-monospace, monospace; font-size: .87em; }
 table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0;
   border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } .n { text-align: right; padding: .3rem 1.4rem .3rem 0; }
+th { color: var(--soft); font-weight: 600; }
+.n { text-align: right; padding: .3rem 1.4rem .3rem 0; }
 td:first-child { white-space: nowrap; }
 .soft { color: var(--soft); } .errors { font-size: .9rem; }
 .tag { font-size: .74rem; font-weight: 600; padding: .1rem .5rem; border-radius: 1rem;

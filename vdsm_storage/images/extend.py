@@ -63,7 +63,7 @@ class ExtendVolume:
 
     def _grow(self, op: Operation, store: Store, metadata: VolumeMetadata, size: int) -> bool:
         """False if a guest has the volume open: then the capacity is changed through the guest."""
-        image, volume = op.params["image"], op.params["volume"]
+        volume = op.params["volume"]
         try:
             if metadata.format == md.RAW:
                 self._grow_storage(op, store, size, metadata.type == md.PREALLOCATED)
