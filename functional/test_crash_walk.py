@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from functional.engine.host import StorageServer
+from functional.nbd import NbdServer
 from functional.processes import AgentProcess
 from functional.world import COW, MIB, World, new_id
 from vdsm_storage import config
@@ -126,6 +127,44 @@ def copy_data(w: World) -> Scenario:
         ),
         lambda: w.info(target, copied)["generation"] == generation + 1,
     )
+
+
+def nbd(w: World) -> NbdServer:
+    """Where the agent looks for NBD sockets."""
+    return NbdServer(w.agent.dir / "run", 8 * MIB)
+
+
+def import_volume(w: World) -> Scenario:
+    target = new_id()
+    copied = w.create(target)
+    generation = w.info(target, copied)["generation"]
+
+    def act() -> None:
+        with nbd(w) as server:
+            w.job("SDM.copy_data", source=server.endpoint(w.main, new_id(), 0),
+                  destination=w.div(target, copied))  # fmt: skip
+
+    return Scenario(act, lambda: w.info(target, copied)["generation"] == generation + 1)
+
+
+def export_volume(w: World) -> Scenario:
+    image, _, top = w.chain()
+    leases: list[dict[str, str]] = []
+
+    def act() -> None:
+        job = new_id()
+        leases.append({"sd_id": w.main, "lease_id": new_id()})
+        metadata = {"type": "JOB", "job_id": job, "job_status": "PENDING", "generation": 0}
+        assert w.task("Lease.create", lease=leases[-1], metadata=metadata) == ""
+        with nbd(w) as server:
+            target = server.endpoint(w.main, leases[-1]["lease_id"], 0)
+            w.job("SDM.copy_data", job, source=w.div(image, top), destination=target)
+
+    def done() -> bool:
+        metadata = w.call("Lease.status", lease=leases[-1])["metadata"]
+        return bool(metadata["job_status"] == "SUCCEEDED")
+
+    return Scenario(act, done)
 
 
 def job_on_volume(verb: str, **params: Any) -> Callable[[World], Scenario]:
@@ -414,6 +453,8 @@ LEASED: Mapping[str, Callable[[World], Scenario]] = {
     "lease.rebuild": rebuild_leases,
     "volume.create": create_volume,
     "volume.copy_data": copy_data,
+    "volume.import": import_volume,
+    "volume.export": export_volume,
 }
 
 

@@ -101,9 +101,9 @@ class World:
         self.call("Task.clear", taskID=task)
         return "" if status["code"] == 0 else f"{status['code']} {status['message']}"
 
-    def job(self, verb: str, **params: Any) -> str:
+    def job(self, verb: str, job: str = "", **params: Any) -> str:
         """Start a job and wait for its end; "" or what went wrong."""
-        job = new_id()
+        job = job or new_id()
         self.call(verb, job_id=job, **params)
         while (state := self.call("Host.getJobs", job_ids=[job])[job])["status"] in (
             "pending", "running", "aborting",

@@ -26,7 +26,9 @@ from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
+from vdsm_storage.images.copy_external import ExternalCopying
 from vdsm_storage.images.data import Data
+from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
 from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
@@ -105,7 +107,9 @@ class Agent:
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
-        for part in (storage, volumes, data, leases, self._streams):
+        guard = Guard(find, locks, self._leases, timeout)
+        external = ExternalCopying(guard, qemu_img, leases)
+        for part in (storage, volumes, data, external, leases, self._streams):
             runner.add_kinds(part.kinds())
         return Services(
             config=config,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from vdsm_storage.errors import UnsupportedOperation
 from vdsm_storage.images import bitmaps, sparsify, update
 from vdsm_storage.images.copy import CopyRequest
+from vdsm_storage.images.copy_external import ExternalCopyRequest
 from vdsm_storage.images.guard import VolumeRef
 from vdsm_storage.images.merge import MergeRequest
 from vdsm_storage.verbs.context import Context
@@ -27,12 +28,10 @@ def copy_data(
     destination: Div,
     copy_bitmaps: bool = False,
 ) -> None:
-    for name, endpoint in (("source", source), ("destination", destination)):
-        if endpoint.get("endpoint_type", "div") != "div":
-            raise UnsupportedOperation(
-                operation=f"copy_data with an external {name}",
-                reason="this host connects volumes of domains only; give an endpoint of type div",
-            )
+    if _is_external(source) or _is_external(destination):
+        job = _external_copy(job_id, source, destination, copy_bitmaps)
+        ctx.services.data.start_job(job_id, job.as_job(ctx.services.config.paths.run))
+        return
     request = CopyRequest(
         source=_volume(source),
         target=_volume(destination),
@@ -42,6 +41,30 @@ def copy_data(
         bitmaps=copy_bitmaps,
     )
     ctx.services.data.start_job(job_id, request.as_job())
+
+
+def _is_external(endpoint: Div) -> bool:
+    return str(endpoint.get("endpoint_type", "div")) != "div"
+
+
+def _external_copy(
+    job_id: str, source: Div, destination: Div, copy_bitmaps: bool
+) -> ExternalCopyRequest:
+    if copy_bitmaps or (_is_external(source) and _is_external(destination)):
+        raise UnsupportedOperation(
+            operation="copy_data with an external endpoint",
+            reason="the other one is a volume (of type div), and no bitmaps are copied",
+        )
+    into = _is_external(source)
+    volume, external = (destination, source) if into else (source, destination)
+    return ExternalCopyRequest(
+        job_id=job_id,
+        volume=_volume(volume),
+        external=external,
+        into_volume=into,
+        generation=volume.get("generation"),
+        prepared=bool(volume.get("prepared")),
+    )
 
 
 def merge(

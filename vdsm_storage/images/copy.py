@@ -89,16 +89,20 @@ class Copying:
         op.step("published", abortable=False)
 
     def _recover(self, op: Operation) -> bool:
-        """The target tells: its next generation, and it is whole.  Else it stays ILLEGAL."""
-        before = op.facts.get("generation")
-        target = VolumeRef.from_params(op.params["target"])
-        if before is None:
-            return False
-        try:
-            now = self._guard.store(target.domain).load(target.image, target.volume)
-        except VolumeDoesNotExist:
-            return False
-        return now.is_legal and now.generation == guard.following(before)
+        return is_copied(self._guard, op)
+
+
+def is_copied(guarded: Guard, op: Operation) -> bool:
+    """The target tells: its next generation, and it is whole.  Else it stays ILLEGAL."""
+    before = op.facts.get("generation")
+    target = VolumeRef.from_params(op.params["target"])
+    if before is None:
+        return False
+    try:
+        now = guarded.store(target.domain).load(target.image, target.volume)
+    except VolumeDoesNotExist:
+        return False
+    return now.is_legal and now.generation == guard.following(before)
 
 
 class _Copy:
@@ -164,7 +168,7 @@ class _Copy:
         self._qemu_img.convert(self._conversion(target, source), watch)
         if source.virtual_size < size and not (self._target_store.is_block and not target.is_cow):
             image = layers.layer(self._target_store, target)
-            self._qemu_img.resize(image, size, _preallocation(self._target_store, target))
+            self._qemu_img.resize(image, size, preallocation(self._target_store, target))
 
     def _conversion(self, target: Member, source: Info) -> Conversion:
         store = self._target_store
@@ -178,14 +182,14 @@ class _Copy:
             compat=layers.compat(store),
             backing=target.parent,
             backing_format=backing_format,
-            preallocation=_preallocation(store, target),
+            preallocation=preallocation(store, target),
             create=not raw_device,
             unordered=raw_device,
             bitmaps=self._op.params["bitmaps"] and bool(source.bitmaps),
         )
 
 
-def _preallocation(store: Store, target: Member) -> str | None:
+def preallocation(store: Store, target: Member) -> str | None:
     """How a file is made anew when it is written; a device is what it is."""
     if store.is_block or target.metadata.type != md.PREALLOCATED or target.parent is not None:
         return None

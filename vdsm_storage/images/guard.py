@@ -106,6 +106,15 @@ class Guard:
                     stack.enter_context(self._leases.held(spec, self._timeout))
                 yield store
 
+    @contextlib.contextmanager
+    def reading(self, read: VolumeRef, cancel: Cancel | None = None) -> Iterator[Store]:
+        """Hold an image against changes; gives its store.  Raises 851, 358."""
+        wanted = [
+            Lock(DOMAINS, read.domain, exclusive=False),
+            image_lock(read.domain, read.image, exclusive=False),
+        ]
+        with self._held(wanted, cancel):
+            yield self.store(read.domain)
 
     @contextlib.contextmanager
     def _held(self, wanted: Sequence[Lock], cancel: Cancel | None) -> Iterator[None]:
