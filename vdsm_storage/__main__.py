@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import json
 import os
 import signal
@@ -13,9 +12,10 @@ import sys
 
 from vdsm_storage import config as configuration
 from vdsm_storage.agent import Agent
-from vdsm_storage.base import logs
+from vdsm_storage.base import logs, single
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError, InvalidConfiguration
+from vdsm_storage.host import sockets
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,16 +33,18 @@ def main(argv: list[str] | None = None) -> int:
         os.umask(0o022)
         os.makedirs(config.paths.run, mode=0o755, exist_ok=True)
         os.makedirs(os.path.dirname(config.paths.log), mode=0o755, exist_ok=True)
-        lock = _lock(os.path.join(config.paths.run, "agent.lock"))
+        turn = single.take(os.path.join(config.paths.run, "agent.lock"))
     except OSError as error:
         return _complain(error)
     logs.setup(config.log_path(), config.log.level, config.log.size, config.log.keep)
+    if turn.after_stuck:
+        sockets.close_listeners(config.addresses.management_port)
     try:
         return asyncio.run(_serve(config, arguments.dev is not None))
     except (AgentError, OSError) as error:
         return _complain(error)
     finally:
-        os.close(lock)
+        os.close(turn.fd)
 
 
 async def _serve(config: Config, dev: bool) -> int:
@@ -96,17 +98,6 @@ def _config(arguments: argparse.Namespace) -> Config:
     if arguments.no_tls:
         config.tls.enabled = False
     return config
-
-
-def _lock(path: str) -> int:
-    """One agent a run directory; held until the process ends."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise OSError(f"another agent runs here: {path} is locked") from None
-    return fd
 
 
 def _complain(error: Exception) -> int:

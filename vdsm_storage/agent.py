@@ -147,7 +147,11 @@ class Agent:
             self._context,
             self._lanes,
             Settings(
-                rpc.max_outstanding, rpc.strict, rpc.check_replies, config.storage.lane_workers
+                rpc.max_outstanding,
+                rpc.strict,
+                rpc.check_replies,
+                config.storage.lane_workers,
+                rpc.verb_timeout,
             ),
             lambda: self._recovered,
             {"rpc.discover": self._discovery.document},

@@ -53,6 +53,8 @@ class Rpc:
     max_output: int = 16 * 1024 * 1024
     # Open connections.
     max_connections: int = 500
+    # Seconds until a verb whose storage hangs is answered with an error; engines wait for 180.
+    verb_timeout: float = 170.0
     # Answer unknown parameters with an error instead of a warning.
     strict: bool = False
     # Check every reply against the schema (always on in the tests).

@@ -38,6 +38,7 @@ from vdsm_storage.host.mount import MountPoint, Mounts, check_options, check_spe
 log = logging.getLogger("connection")
 
 IN_USE_WAIT = 20.0  # seconds that a domain may take to let go of its connection
+RESTORE_WAIT = 20.0  # seconds; what takes longer goes on, and is asked for again
 NAME_LIMIT = 255  # bytes of a file name
 
 
@@ -224,9 +225,7 @@ class Connections:
         os.symlink(connection.spec, path)
 
     def _mount(self, connection: Connection, path: str) -> None:
-        if os.path.islink(path):
-            os.unlink(path)
-        point = self._mounts.find(path)
+        point = self._mounts.find(path)  # first: to look at a mount whose server is dead hangs
         if point is not None:
             if not self._is(point, connection, path):
                 raise MountFailed(
@@ -235,6 +234,8 @@ class Connections:
                     reason=f"{point.source} ({point.fstype}) is mounted there; unmount it",
                 )
             return
+        if os.path.islink(path):
+            os.unlink(path)
         os.makedirs(path, mode=0o755, exist_ok=True)
         try:
             self._mounts.mount(
@@ -277,7 +278,9 @@ class Connections:
         self, path: str, connection: Connection, wait: float, final: bool = False
     ) -> None:
         deadline = Deadline(self._clock, wait)
-        while used := self._in_use(path):
+        # Nobody who uses storage that hangs comes to an end; at the agent's end it is left behind.
+        hangs = final and bool(self._in_use(path)) and not self._mounts.answers(path)
+        while not hangs and (used := self._in_use(path)):
             if deadline.passed():
                 raise DisconnectionFailed(
                     connection=connection.spec, reason=f"domain {', '.join(used)} is in use"
@@ -287,6 +290,9 @@ class Connections:
         if connection.is_local:
             if os.path.islink(path):
                 os.unlink(path)
+        elif hangs:
+            self._mounts.unmount(path, lazy=True)
+            os.rmdir(path)
         else:
             self._unmount(path, deadline, final)
         with self._mutex:
@@ -322,9 +328,9 @@ class Connections:
         records = self._memory.all(remembered.CONNECTIONS)
         missing = [_record(found) for path, found in records.items() if path not in known]
         futures = [self._submit(connection, self._reconnect) for connection in missing]
-        good = True
+        good, deadline = True, Deadline(self._clock, RESTORE_WAIT)
         for connection, future in zip(missing, futures, strict=True):
-            status = _status(future, Deadline(self._clock, 60.0))
+            status = _status(future, deadline)
             log.info("Connection %s was restored, status %s", connection.spec, status)
             good = good and status == 0
         return good
@@ -343,7 +349,7 @@ class Connections:
                 self._release(path, c, timeout, final=True)
 
             futures.append(self._submit(connection, work))
-        deadline = Deadline(self._clock, timeout + 5.0)
+        deadline = Deadline(self._clock, timeout + 30.0)
         for future in futures:
             _status(future, deadline)
 

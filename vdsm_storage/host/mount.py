@@ -13,6 +13,7 @@ from vdsm_storage.base.run import Command, run
 from vdsm_storage.errors import (
     AgentError,
     CommandError,
+    CommandTimeout,
     ConnectionInvalid,
     ConnectionPermission,
     DisconnectionFailed,
@@ -20,6 +21,8 @@ from vdsm_storage.errors import (
 )
 
 SPEC_LIMIT = 1024  # bytes
+ANSWER = 5.0  # seconds for a file system to say how full it is
+_LAZY = ("--lazy", "--no-canonicalize", "--internal-only")
 _ALWAYS = ("nosuid", "nodev")  # appended, because the last one wins
 _OPTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@%+=~^!\[\]-]*")
 _VFS_TYPE = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
@@ -161,17 +164,28 @@ class Mounts:
     def unmount(self, target: str, lazy: bool = False) -> None:
         """Unmount; nothing happens when nothing is mounted.  Raises DisconnectionFailed (452).
 
-        `lazy` takes the mount out of the tree even when it is busy or its server is dead.
+        `lazy` takes the mount out of the tree even when it is busy or its server is dead.  Not by
+        force: that would fail the I/O of virtual machines, which may go on when the server does.
         """
         if self.find(target) is None:
             return
-        argv = ["umount", *(["--lazy", "--force"] if lazy else []), "--", target]
+        argv = ["umount", *(_LAZY if lazy else []), "--", target]
         try:
             run(Command(argv, self._timeout))
         except AgentError as error:
             if self.find(target) is None:
                 return
             raise DisconnectionFailed(connection=target, reason=str(error)) from error
+
+    def answers(self, target: str) -> bool:
+        """Whether the file system there does; a program that can be left behind asks it."""
+        try:
+            run(Command(["stat", "--file-system", "--", target], ANSWER))
+        except CommandTimeout:
+            return False
+        except AgentError:
+            return True
+        return True
 
     def backing_file(self, device: str) -> str | None:
         """The file behind a loop device that mount(8) made, or None."""

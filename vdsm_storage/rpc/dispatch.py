@@ -66,6 +66,7 @@ class Settings:
     strict: bool = False
     check_replies: bool = False
     width: int = 8  # calls in one lane at a time
+    timeout: float = 170.0  # seconds for any verb
 
 
 class Client:
@@ -293,7 +294,7 @@ class _Method:
 
         work = Work(
             lambda: self._result(function(context, **values)),
-            self._verb.timeout,
+            min(self._verb.timeout, dispatcher.settings.timeout),
             done,
             contextvars.copy_context(),
         )
