@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import time
 from pathlib import Path
 
 from functional.engine.host import Host
+from vdsm_storage.schema.loader import Schema
 
 BIN = Path(sys.executable).parent
 READY = 60.0  # seconds
 STOP = 60.0
+ANSWER = re.compile(r" ([A-Z]\w+\.\w+) -> (-?\d+) ")
 
 
 class AgentProcess:
@@ -93,11 +96,34 @@ class AgentProcess:
             return f"{self.dir.name}: did not end within {STOP} s"
         self._close()
         self.process = None
-        return f"{self.dir.name}: exit code {code}" if code else ""
+        if code:
+            return f"{self.dir.name}: exit code {code}"
+        unlisted = sorted(self.answers() - allowed())
+        return f"{self.dir.name}: errors that the schema does not list: {unlisted}" * bool(unlisted)
+
+    def answers(self) -> set[tuple[str, int]]:
+        """Verb and code of what the log keeps."""
+        found = set()
+        for path in self.dir.glob("agent.log*"):
+            text = path.read_text(errors="replace")
+            found |= {(verb, int(code)) for verb, code in ANSWER.findall(text)}
+        return found
 
     def _close(self) -> None:
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def allowed() -> set[tuple[str, int]]:
+    """What the schema says that verbs may answer; a mistake of ours is never all right."""
+    schema = Schema()
+    table = schema.errors()
+    anywhere = {0, *(error.code for error in table.values() if error.anywhere)} - {-32603}
+    return {
+        (verb.name, code)
+        for verb in schema.verbs()
+        for code in (*anywhere, *(table[error].code for error in verb.errors))
+    }
 
 
 def leftovers(below: Path) -> list[str]:

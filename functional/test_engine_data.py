@@ -18,7 +18,6 @@ import pytest
 from functional.engine.datacenter import (
     DataCenter,
     Disk,
-    Domain,
     FlowError,
     TaskFailedError,
 )
@@ -80,10 +79,7 @@ def lab(
 ) -> Iterator[Lab]:
     agent = start_agent("agent-data", tls=False)
     host = agent.host("host-1", 1)
-    dc = DataCenter(name="Default")
-    dc.create_first(host, Domain(str(uuid.uuid4()), make_server("bind")))
-    dc.activate_host(host)
-    dc.activate_master()
+    dc = DataCenter.begin([host], make_server("bind"))
     made = Lab(agent, host, dc)
     yield made
     errors = made.host.vds.errors + made.host.irs.errors

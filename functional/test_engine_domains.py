@@ -54,10 +54,7 @@ def lab(
 ) -> Iterator[Lab]:
     agent = start_agent("agent", tls=False)
     host = agent.host("host-1", 1)
-    dc = DataCenter(name="several")
-    dc.create_first(host, Domain(str(uuid.uuid4()), make_server("bind")))
-    dc.activate_host(host)
-    dc.activate_master()
+    dc = DataCenter.begin([host], make_server("bind"), "several")
     made = Lab(agent, host, dc, make_server)
     made.new_domain()
     yield made

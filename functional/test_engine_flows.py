@@ -67,10 +67,7 @@ def lab(
 ) -> Iterator[Lab]:
     agent = start_agent(f"agent-{request.param}", tls=request.param == LOCAL)
     host = agent.host("host-1", 1)
-    dc = DataCenter(name="Default")
-    dc.create_first(host, Domain(str(uuid.uuid4()), make_server(request.param)))
-    dc.activate_host(host)
-    dc.activate_master()
+    dc = DataCenter.begin([host], make_server(request.param))
     made = Lab(agent, host, dc, request.param, make_server)
     yield made
     errors = made.host.vds.errors + made.host.irs.errors

@@ -41,10 +41,7 @@ def lab(
 ) -> Iterator[Lab]:
     agent = start_agent("agent")
     host = agent.host("host-1", 1)
-    dc = DataCenter()
-    dc.create_first(host, Domain(str(uuid.uuid4()), make_server("local")))
-    dc.activate_host(host)
-    dc.activate_master()
+    dc = DataCenter.begin([host], make_server("local"))
     yield Lab(agent, host, dc)
     host.close()
 

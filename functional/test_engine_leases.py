@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from functional.engine.datacenter import DataCenter, Domain, TaskFailedError
+from functional.engine.datacenter import DataCenter, TaskFailedError
 from functional.engine.host import Host, StorageServer
 from functional.engine.wire import VdsError
 from functional.processes import AgentProcess
@@ -62,10 +62,7 @@ def lab(
 ) -> Iterator[Lab]:
     agent = start_agent("leases", tls=False)
     host = agent.host("host-1", 1)
-    dc = DataCenter(name="Default")
-    dc.create_first(host, Domain(str(uuid.uuid4()), make_server("bind")))
-    dc.activate_host(host)
-    dc.activate_master()
+    dc = DataCenter.begin([host], make_server("bind"))
     made = Lab(agent, host, dc)
     yield made
     made.host.close()

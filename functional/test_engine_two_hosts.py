@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from functional.engine.datacenter import DataCenter, Disk, Domain, FlowError, TaskFailedError
+from functional.engine.datacenter import DataCenter, Disk, FlowError, TaskFailedError
 from functional.engine.host import COW, RAW, SPARSE, Host, StorageServer, pdiv
 from functional.engine.replies import NO_UUID
 from functional.engine.wire import NetworkError, VdsError
@@ -44,11 +44,7 @@ def lab(
     agents = [start_agent(f"a{number}", tls=False, **settings) for number in (1, 2)]
     hosts = [agent.host(f"host-{n}", n) for n, agent in enumerate(agents, start=1)]
     server = make_server("bind")
-    dc = DataCenter(name="two")
-    dc.create_first(hosts[0], Domain(str(uuid.uuid4()), server))
-    for host in hosts:
-        dc.activate_host(host)
-    dc.activate_master()
+    dc = DataCenter.begin(hosts, server, "two")
     yield Lab(agents, hosts, dc, Path(server.spec))
     for host in hosts:
         host.close()

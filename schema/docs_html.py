@@ -255,7 +255,7 @@ def _errors(reference: Reference) -> str:
             str(error.code),
             f'<span id="{error.name}">{error.name}</span>',
             escape(error.description),
-            str(len(reference.used_by.get(error.name, ())) or ""),
+            reference.users(error),
         )
         for error in reference.errors.values()
     ]

@@ -135,7 +135,7 @@ def _events(reference: Reference) -> str:
 
 def _errors(reference: Reference) -> str:
     rows = [
-        (error.code, error.name, error.description, len(reference.used_by.get(error.name, ())))
+        (error.code, error.name, error.description, reference.users(error))
         for error in reference.errors.values()
     ]
     return "# Errors\n\n" + _table(("Code", "Name", "Meaning", "Verbs"), rows)

@@ -57,6 +57,10 @@ class Reference:
     built: frozenset[str] | None
     homes: Mapping[str, str]  # type -> the page that describes it
 
+    def users(self, error: ErrorCode) -> str:
+        """How many verbs list an error; `any` for one that any verb may answer."""
+        return "any" if error.anywhere else str(len(self.used_by.get(error.name, ())) or "")
+
     def is_built(self, verb: str) -> bool | None:
         return None if self.built is None else verb in self.built
 

@@ -127,11 +127,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ErrorCode:
-    """An error that verbs may answer."""
+    """An error that verbs may answer; `anywhere` if any verb may, without listing it."""
 
     name: str
     code: int
     description: str
+    anywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,12 @@ class Schema:
             if not self._errors:
                 raw = self._read("errors")["errors"]
                 self._errors = {
-                    name: ErrorCode(name, int(_text(row, "code")), _text(row, "description"))
+                    name: ErrorCode(
+                        name,
+                        int(_text(row, "code")),
+                        _text(row, "description"),
+                        bool(row.get("anywhere")),
+                    )
                     for name, row in raw.items()
                 }
             return self._errors

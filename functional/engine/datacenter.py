@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from functional.engine.host import (
     COW,
@@ -131,6 +131,16 @@ class DataCenter:
         self.wait(healthy, f"{host.name}: domains valid")
 
     # -- 3.2: the first domain of a pool -----------------------------------------------------
+
+    @classmethod
+    def begin(cls, hosts: Sequence[Host], server: StorageServer, name: str = "Default") -> Self:
+        """A data centre of hosts that are up, with one domain, and its manager."""
+        made = cls(name=name)
+        made.create_first(hosts[0], Domain(str(uuid.uuid4()), server))
+        for host in hosts:
+            made.activate_host(host)
+        made.activate_master()
+        return made
 
     def create_first(self, host: Host, domain: Domain) -> None:
         """The domain, and the pool with it as master."""

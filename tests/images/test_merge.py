@@ -216,7 +216,8 @@ def break_bitmap(datalab, ref, name):
     process.stdin.flush()
     for _ in range(500):
         time.sleep(0.01)
-        if not bitmaps(datalab, ref)[name].valid:
+        found = bitmaps(datalab, ref).get(name)  # None: qemu is just writing the directory
+        if found is not None and not found.valid:
             break
     process.send_signal(signal.SIGKILL)
     process.communicate()

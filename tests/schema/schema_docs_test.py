@@ -104,6 +104,12 @@ def test_counts(folder: Path) -> None:
     assert "| [Volume](Volume.md) | 13 | 2 | 11 |" in text
 
 
+def test_errors_tell_who_answers_them(folder: Path) -> None:
+    text = (folder / "errors.md").read_text()
+    assert re.search(r"\| 44 \| MethodNotImplemented \| .* \| any \|", text)
+    assert re.search(r"\| 201 \| VolumeDoesNotExist \| .* \| \d+ \|", text)
+
+
 def test_tags_of_built_verbs(folder: Path) -> None:
     text = (folder / "Volume.html").read_text()
     assert text.count('class="tag built"') == 2 * 2  # in the list and at the verb

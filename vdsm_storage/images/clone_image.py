@@ -130,11 +130,6 @@ class SyncData:
     def _copy(
         self, op: Operation, source: Store, target: Store, member: Member, part: tuple[int, int]
     ) -> None:
-        number, count = part
-
-        def progress(fraction: float) -> None:
-            op.progress((number + fraction) / count)
-
         image, volume = member.image, member.volume
         self._set_legality(target, image, volume, md.ILLEGAL)
         op.step(MARKED)
@@ -144,7 +139,8 @@ class SyncData:
             backing_format = layers.qemu_format(target.load(image, member.parent))
         to = Target(target, image, volume, metadata, backing_format, fresh=False)
         members = chain.walk(source, image, volume)
-        copy_layer(self._shop.qemu, source, members, to, Following(progress, op.cancel))
+        following = Following(op.progress_of(*part), op.cancel)
+        copy_layer(self._shop.qemu, source, members, to, following)
         op.step(COPIED)
         self._set_legality(target, image, volume, md.LEGAL)
 

@@ -11,10 +11,12 @@ covers all that is being written below it.  So each of the three can be repeated
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.base.units import MIB, round_up
 from vdsm_storage.errors import (
     CommandError,
@@ -109,14 +111,20 @@ class Merging:
             ),
         ]
 
+    @contextlib.contextmanager
+    def _locked(self, base: VolumeRef, cancel: Cancel | None = None) -> Iterator[Store]:
+        """Base's image, and its domain, for a change to the chain."""
+        with (
+            self._guard.writing(base, lease=False, cancel=cancel) as store,
+            store.lock.held(self._lock_timeout),
+        ):
+            yield store
+
     # -- prepare -----------------------------------------------------------------------------
 
     def _prepare(self, op: Operation) -> None:
         base = _base(op)
-        with (
-            self._guard.writing(base, lease=False, cancel=op.cancel) as store,
-            store.lock.held(self._lock_timeout),
-        ):
+        with self._locked(base, op.cancel) as store:
             sub = _subchain(store, op)
             op.step("locked")
             metadata = store.load(base.image, base.volume)
@@ -160,10 +168,7 @@ class Merging:
         if "legality" not in op.facts:
             return False
         base = _base(op)
-        with (
-            self._guard.writing(base, lease=False) as store,
-            store.lock.held(self._lock_timeout),
-        ):
+        with self._locked(base) as store:
             now = store.load(base.image, base.volume)
             if now.generation != op.facts["generation"]:
                 return True  # someone prepared it again and merged
@@ -233,10 +238,7 @@ class Merging:
 
     def _finalize(self, op: Operation) -> None:
         base = _base(op)
-        with (
-            self._guard.writing(base, lease=False, cancel=op.cancel) as store,
-            store.lock.held(self._lock_timeout),
-        ):
+        with self._locked(base, op.cancel) as store:
             sub = _subchain(store, op)
             op.step("locked")
             self._check_merged(store, sub)
@@ -299,10 +301,7 @@ class Merging:
         if "child" not in op.facts:
             return False
         base = _base(op)
-        with (
-            self._guard.writing(base, lease=False) as store,
-            store.lock.held(self._lock_timeout),
-        ):
+        with self._locked(base) as store:
             if op.params["top"] in store.volumes(base.image):
                 self._finish(op, store)
         return True

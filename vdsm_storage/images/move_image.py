@@ -81,11 +81,6 @@ class MoveImage:
     def _copy(
         self, op: Operation, source: Store, target: Store, member: Member, part: tuple[int, int]
     ) -> None:
-        number, count = part
-
-        def progress(fraction: float) -> None:
-            op.progress((number + fraction) / count)
-
         backing_format = None
         if member.parent is not None:
             parent = source.load(member.image, member.parent)
@@ -98,7 +93,8 @@ class MoveImage:
                 share_template(target, member)
         op.step(MADE)
         members = chain.walk(source, member.image, member.volume)
-        copy_layer(self._shop.qemu, source, members, to, Following(progress, op.cancel))
+        following = Following(op.progress_of(*part), op.cancel)
+        copy_layer(self._shop.qemu, source, members, to, following)
 
     def _publish(self, source: Store, target: Store, todo: _Plan) -> None:
         with target.lock.held(self._shop.lock_timeout):

@@ -94,6 +94,10 @@ class Operation:
         """Report how far the work is, 0.0 to 1.0.  Cheap; call it as often as you like."""
         self._progress = min(1.0, max(0.0, fraction))
 
+    def progress_of(self, number: int, count: int) -> Callable[[float], None]:
+        """`progress` for one of `count` equal parts, the first of which has the number 0."""
+        return lambda fraction: self.progress((number + fraction) / count)
+
 
 @dataclass(frozen=True)
 class Kind:
