@@ -228,12 +228,16 @@ def test_import_a_domain_of_another_pool(lab: Lab) -> None:
 
 
 def test_a_domain_that_is_unreachable_is_told(lab: Lab) -> None:
-    """The pool's other domain works on; the engine reads 358 or an error, and no free space."""
+    """The pool's other domain works on; the engine reads 358 or an error, and no free space.
+
+    Who listens for events hears of it, and of its end, once each.
+    """
     dc = lab.dc
     domain = lab.new_domain("local")
     disk = dc.create_disk(domain.id, MIB)
     root = Path(domain.server.spec)
     away = root / "away"
+    heard = len(domain_events(lab, domain.id))
     (root / domain.id).rename(away)
     dc.wait(lambda: not lab.host.health()[domain.id].valid, "seen as invalid")
     assert lab.host.health()[domain.id].code in (358, 379)
@@ -241,9 +245,17 @@ def test_a_domain_that_is_unreachable_is_told(lab: Lab) -> None:
     dc.delete(dc.create_disk(dc.master, MIB))
     away.rename(root / domain.id)
     dc.wait_healthy(lab.host)
+    dc.wait(lambda: domain_events(lab, domain.id)[heard:] == [(358, False), (0, True)], "events")
     assert dc.info(disk).status == "OK"
     dc.delete(disk)
     leave(lab, domain)
+
+
+def domain_events(lab: Lab, domain: str) -> list[tuple[int, bool]]:
+    """Code and validity, as the events about a domain told them."""
+    name = f"|storage|domain_status|{domain}"
+    told = [params[domain] for method, params in lab.host.events if method == name]
+    return [(one["code"], one["valid"]) for one in told]
 
 
 # -- helpers -------------------------------------------------------------------------------------

@@ -20,14 +20,17 @@ from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.domains import layout, masters
 from vdsm_storage.domains import metadata as md
 from vdsm_storage.domains.connection import normalise
+from vdsm_storage.domains.domain import SUPPORTED_VERSIONS
 from vdsm_storage.domains.file import read_metadata
 from vdsm_storage.domains.layout import NewDomain
 from vdsm_storage.domains.leasing import DomainLeasing
+from vdsm_storage.domains.lifecycle import BUILT_TYPES
 from vdsm_storage.domains.posix import FILE_TYPES
 from vdsm_storage.errors import (
     AgentError,
     InvalidName,
     NoSpaceForDomain,
+    StorageDomainAccessError,
     StorageDomainAlreadyExists,
     StorageDomainBlockSizeMismatch,
     StorageDomainClassError,
@@ -40,6 +43,7 @@ from vdsm_storage.errors import (
     StorageDomainTypeError,
     UnsupportedDomainVersion,
 )
+from vdsm_storage.host import facts
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspaces
@@ -327,6 +331,36 @@ def test_file_stats(world: World, data: str) -> None:
     assert list(found) == ["Boot.ISO"]
     assert (found["Boot.ISO"]["size"], found["Boot.ISO"]["status"]) == (5, 0)
     assert domain.file_stats("*.iso", True) == {}
+
+
+def test_validate(world: World, data: str) -> None:
+    """A domain that cannot be written to, or has lost its images, is not fit for use."""
+    world.connect(data)
+    domain = world.services.registry.get(world.domain(data))
+    domain.self_test()
+    images = Path(domain.path) / "images"
+    images.rename(images.with_name("away"))
+    with pytest.raises(StorageDomainDoesNotExist):
+        domain.self_test()
+    images.with_name("away").rename(images)
+    subprocess.run(["mount", "--bind", data, data], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", data], check=True)
+        with pytest.raises(StorageDomainAccessError) as error:
+            domain.self_test()
+        assert error.value.code == 379
+        assert "read-only" in error.value.message
+    finally:
+        subprocess.run(["umount", data], check=True)
+    domain.self_test()
+
+
+def test_what_the_host_says_it_can(world: World, data: str) -> None:
+    """Capabilities name the versions and sectors that domains really may have."""
+    assert facts.DOMAIN_VERSIONS == SUPPORTED_VERSIONS
+    for name in BUILT_TYPES:
+        sizes = tuple(size for size in facts.BLOCK_SIZES[name] if size)
+        assert sizes == FILE_TYPES[name].block_sizes
 
 
 def test_format(world: World, data: str) -> None:

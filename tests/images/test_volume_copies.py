@@ -11,6 +11,7 @@ import pytest
 from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.config import Config
 from vdsm_storage.errors import (
+    CannotDeleteSharedVolume,
     ImageDoesNotExistInSD,
     NoSpaceLeftOnDomain,
     OverwriteImageError,
@@ -102,6 +103,24 @@ def test_volume_copy_dies_anywhere(lab: Lab) -> None:
         else:
             assert running.entry.outcome == "cleanSuccess"
             assert lab.files(lab.target) == before
+
+
+def test_volume_copy_is_reverted(lab: Lab) -> None:
+    """It is gone again, and stays while somebody uses it."""
+    leaf = lab.data.chain(lab.source, 2)[-1]
+    before, runner = lab.files(lab.target), lab.data.runner()
+    request = lab.copy(leaf)
+    running = lab.data.job(request, runner)
+    made = VolumeRef(lab.target.id, request.params["image"], request.params["volume"])
+    user = new_uuid()
+    lab.target.share(made.image, made.volume, user)
+    with pytest.raises(CannotDeleteSharedVolume):
+        runner.revert(running)
+    assert lab.data.checksum(made) == lab.data.checksum(leaf)
+    lab.target.unmake(user, made.volume)
+    for _ in range(2):
+        runner.revert(running)
+        assert lab.files(lab.target) == before
 
 
 def test_a_full_target_keeps_nothing(lab: Lab, small_fs: Any) -> None:

@@ -24,7 +24,7 @@ from vdsm_storage.host.network import Network
 COMPATIBLE: Final = "4.50.5"
 CLUSTER_LEVELS: Final = ("4.2", "4.3", "4.4", "4.5", "4.6", "4.7", "4.8")
 ENGINES: Final = ("4.2", "4.3", "4.4", "4.5")
-DOMAIN_VERSIONS: Final = (0, 2, 3, 4, 5)
+DOMAIN_VERSIONS: Final = (3, 4, 5)  # an engine asks for the version of the pool
 # Sector sizes a domain of each type may have; 0 lets the agent find out.
 BLOCK_SIZES: Final[Mapping[str, tuple[int, ...]]] = {
     "FCP": (512,),

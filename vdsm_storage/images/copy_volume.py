@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import InvalidParameter
-from vdsm_storage.images import chain
+from vdsm_storage.images import chain, delete
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.layer_copy import Following, Target, copy_layer
 from vdsm_storage.images.metadata import VolumeMetadata
@@ -53,7 +53,8 @@ class CopyVolume:
         self._shop = workshop
 
     def kind(self) -> Kind:
-        return Kind("volume.copy", (MADE, COPIED, PUBLISHED), self._run, self._recover)
+        steps = (MADE, COPIED, PUBLISHED)
+        return Kind("volume.copy", steps, self._run, self._recover, self._revert)
 
     def _run(self, op: Operation) -> None:
         request = CopyVolumeRequest(**op.params)
@@ -84,6 +85,15 @@ class CopyVolume:
             with self._shop.changing(request.domain, request.image):
                 store.unmake(request.image, request.volume)
         return False
+
+    def _revert(self, op: Operation) -> None:
+        """Remove the copy, unless something was built on it since.  Raises 204, 223."""
+        request = CopyVolumeRequest(**op.params)
+        with self._shop.changing(request.domain, request.image) as store:
+            if request.volume in store.volumes(request.image):
+                delete.check_volumes(store, request.image, [request.volume], force=False)
+                store.unpublish(request.image, request.volume)
+            store.unmake(request.image, request.volume)
 
 
 def _metadata(request: CopyVolumeRequest, source: VolumeMetadata) -> VolumeMetadata:
