@@ -172,9 +172,11 @@ def test_strict(lab: Lab) -> None:
 def terminal(argv: list[str]) -> tuple[subprocess.Popen[bytes], int]:
     mine, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    # A shell that runs the tests in the background makes its children deaf to interrupts.
     program = subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
-    )
+        ["env", "--default-signal=INT", *argv],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+    )  # fmt: skip
     os.close(theirs)
     return program, mine
 

@@ -32,15 +32,26 @@ spec = LeaseSpec(sd_id, "SDM", directory + "/leases", MIB)
 leases.write(spec)
 lockspace = Lockspace(sanlock, sd_id, directory + "/ids", Geometry(), clock)
 lockspace.acquire(3, 60)
-leaving = threading.Thread(target=lockspace.release)
+refusals = []
+
+def leave():
+    try:
+        lockspace.release()
+    except AgentError as error:
+        refusals.append(error)
+
+leaving = threading.Thread(target=leave)
 leaving.start()
-while lockspace.is_held():
+while lockspace.is_held() and not refusals:
     time.sleep(0.001)
 try:
     leases.acquire(spec, 5)  # somebody who looked a moment ago
-    print("a lease while leaving")
 except AgentError:
-    print("refused")
+    print("one was refused")
+else:  # it came just before the daemon was asked to let the host id go
+    leaving.join()
+    print("one was refused" if refusals else "a lease while leaving")
+    leases.release(spec)
 lockspace.acquire(3, 60)  # waits until it is gone, and joins again
 leaving.join()
 assert lockspace.is_held()
@@ -64,4 +75,4 @@ def test_release_and_acquire(sanlock_daemon: str, tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert done.stdout.split("\n") == ["refused", "alive", ""], done.stderr
+    assert done.stdout.split("\n") == ["one was refused", "alive", ""], done.stderr
