@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Targets for atheris: `python tests/rpc/fuzz.py frames|jsonrpc|http [libFuzzer options]`."""
+"""Targets for atheris: `python tests/rpc/fuzz.py TARGET [libFuzzer options]`.
+
+What peers send, and what is read from storage that others can write.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,17 @@ from collections.abc import Callable, Mapping
 
 import h11
 
+from vdsm_storage.domains import metadata as domain
+from vdsm_storage.errors import (
+    InvalidDomainMetadata,
+    MetadataCleared,
+    MetadataOverflow,
+    MetadataSealBroken,
+    VolumeMetadataReadError,
+)
+from vdsm_storage.images import metadata as volume
+from vdsm_storage.images import qcow2_header
+from vdsm_storage.leases import index
 from vdsm_storage.rpc import frames as codec
 from vdsm_storage.rpc import jsonrpc, listener
 from vdsm_storage.rpc.frames import Decoder, Frame, FrameError, encode
@@ -52,16 +66,75 @@ def first_bytes(data: bytes) -> None:
             parser.next_event()
 
 
+def volume_metadata(data: bytes) -> None:
+    """What is understood is understood again after it was written."""
+    volume.parse(data)
+    with contextlib.suppress(MetadataCleared, VolumeMetadataReadError):
+        found = volume.decode(data)
+        with contextlib.suppress(MetadataOverflow):
+            assert volume.decode(found.encode(5)).capacity == found.capacity
+
+
+def domain_metadata(data: bytes) -> None:
+    """The bytes as they are, and with a seal that fits."""
+    with contextlib.suppress(MetadataSealBroken):
+        domain.decode(data)
+    pairs = (line.partition("=") for line in data.decode("ascii", "ignore").splitlines())
+    values = {key: value for key, sign, value in pairs if key and sign}
+    with contextlib.suppress(MetadataSealBroken, InvalidDomainMetadata):
+        found = domain.DomainMetadata(domain.decode(domain.encode(values)))
+        for name in ("id", "type", "klass", "role", "version", "pools", "block_size", "alignment"):
+            with contextlib.suppress(InvalidDomainMetadata):
+                getattr(found, name)
+
+
+def qcow2(data: bytes) -> None:
+    """A header that a guest or a stranger wrote."""
+    with contextlib.suppress(qcow2_header.HeaderError):
+        qcow2_header.dangers(qcow2_header.parse(data), 1 << 20)
+    qcow2_header.looks_raw(data)
+
+
+def lease_index(data: bytes) -> None:
+    """A record somewhere in an index that is otherwise sound."""
+    whole = bytearray(index.encode(index.Index(LEASE, 0, (index.Record(3, LEASE),)), 1 << 20))
+    position = int.from_bytes(data[:3], "big") % (len(whole) - len(data) + 1)
+    whole[position : position + len(data) - 3] = data[3:]
+    with contextlib.suppress(index.IndexDamagedError):
+        index.decode(bytes(whole[: index.INDEX_SIZE]), LEASE)
+
+
+LEASE = "e1e437b7-f735-4fe6-88d1-80113e940bb4"
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "frames": frames,
     "jsonrpc": requests,
     "http": first_bytes,
+    "volume": volume_metadata,
+    "domain": domain_metadata,
+    "qcow2": qcow2,
+    "index": lease_index,
+}
+SEEDS: Mapping[str, bytes] = {
+    "frames": b"\0SEND\ndestination:a\ncontent-length:1\n\nx\0",
+    "jsonrpc": b'[{"jsonrpc": "2.0", "method": "a.b", "params": {}, "id": 1}]',
+    "http": b"GET /schema HTTP/1.1\r\nhost: a\r\n\r\n",
+    "volume": b"CAP=1048576\nCTIME=1\nDESCRIPTION=\nDISKTYPE=DATA\nDOMAIN=a\nFORMAT=RAW\nGEN=0\n"
+    b"IMAGE=b\nLEGALITY=LEGAL\nPUUID=c\nSEQ=1\nTYPE=SPARSE\nVOLTYPE=LEAF\nEOF\n",
+    "domain": b"ALIGNMENT=1048576\nBLOCK_SIZE=512\nCLASS=Data\nSDUUID=a\nTYPE=POSIXFS\nVERSION=5\n",
+    "qcow2": b"QFI\xfb\0\0\0\x03"
+    + bytes(12)
+    + b"\0\0\0\x10"
+    + bytes(72)
+    + b"\0\0\0\x68"
+    + bytes(200),
+    "index": b"\0\x02\0" + LEASE.encode(),
 }
 
 if __name__ == "__main__":
     import atheris
 
-    for owner in (codec, jsonrpc, listener, codec.Decoder):  # instrument_all takes half a minute
+    parsers = (volume, domain, qcow2_header, index)
+    for owner in (codec, jsonrpc, listener, codec.Decoder, *parsers):  # all takes half a minute
         for found in list(vars(owner).values()):
             if isinstance(found, types.FunctionType):
                 atheris.instrument_func(found)

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rpc.conftest import Probe, Wire, request, rpc, table
-from tests.rpc.fuzz import TARGETS
+from tests.rpc.fuzz import SEEDS, TARGETS
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
 from vdsm_storage.rpc.listener import protocol_of
 from vdsm_storage.schema.loader import Schema
@@ -151,7 +151,10 @@ def test_atheris(target: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed")
     program = [sys.executable, "-P", str(Path(__file__).parent / "fuzz.py"), target]
-    options = ["-runs=200000", "-max_total_time=5", f"-artifact_prefix={tmp_path}/"]
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "one").write_bytes(SEEDS[target])
+    options = ["-runs=200000", "-max_total_time=4", f"-artifact_prefix={tmp_path}/"]
+    options.append(str(tmp_path / "seeds"))
     done = subprocess.run([*program, *options], capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
 
