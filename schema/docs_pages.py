@@ -12,8 +12,8 @@ from vdsm_storage.schema.loader import ErrorCode, Event, Schema, Type, Verb
 RUNS: Mapping[str, str] = {
     "host": "on any host",
     "pool": "on a host, about its membership in the pool",
-    "spm-sync": "on the pool's manager, answered when done",
-    "spm-task": "on the pool's manager, as a task",
+    "spm-sync": "under the domain's lock (engines ask the pool's manager), answered when done",
+    "spm-task": "under the domain's lock (engines ask the pool's manager), as a task",
     "host-task": "on any host, as a task",
     "job": "on any host, as a job",
 }

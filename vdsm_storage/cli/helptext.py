@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 
+from vdsm_storage.schema.docs_pages import RUNS
 from vdsm_storage.schema.loader import Param, Schema
 
 
@@ -52,7 +53,7 @@ def verb(schema: Schema, name: str) -> str:
             text = f"{known.code:>7}  {error}: {known.description}" if known else error
             lines.append(_wrapped(text, "", " " * 11))
         lines.append("")
-    lines.append(f"runs: {found.runs or 'host'}; since {found.since or 'the beginning'}")
+    lines.append(f"runs {RUNS[found.runs]}; since {found.since}")
     return "\n".join(lines) + "\n"
 
 
