@@ -39,6 +39,26 @@ def all_volumes(where: Tree) -> dict[str, list[str]]:
     return found
 
 
+def images(where: Tree) -> list[str]:
+    """Every image that has a published volume."""
+    found = []
+    with where.directory(IMAGES) as images_fd:
+        for image in _image_names(images_fd):
+            try:
+                fd = os.open(image, tree.DIRECTORY_FLAGS, dir_fd=images_fd)
+            except OSError:  # deleted, or replaced by something else, since it was listed
+                continue
+            try:
+                names = os.listdir(fd)
+            finally:
+                os.close(fd)
+            for name in names:
+                if name.endswith(META) and is_uuid(name[: -len(META)]):
+                    found.append(image)
+                    break
+    return found
+
+
 def images_of_volume(where: Tree, volume: str) -> list[str]:
     """Every image that has the volume; the data file's link count tells when all are found."""
     found: list[str] = []

@@ -76,10 +76,7 @@ class FileStore:
     # -- what is there -----------------------------------------------------------------------
 
     def images(self) -> list[str]:
-        found: dict[str, None] = {}
-        for images in self.all_volumes().values():
-            found.update(dict.fromkeys(images))
-        return list(found)
+        return file_listing.images(self._tree)
 
     def volumes(self, image: str) -> list[str]:
         try:
