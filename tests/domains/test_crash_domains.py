@@ -66,6 +66,27 @@ def test_crash(
             check(kind, step, world, paths, ids)
 
 
+@pytest.mark.parametrize("step", ["promoted", "known"])
+def test_recovered_before_the_pool_is_connected_again(
+    step: str, tmp_path: Path, paths: tuple[str, str], ids: tuple[str, str]
+) -> None:
+    """A lane may recover once the mounts are back: the pool then comes with its new master."""
+    kind = masters.SWITCH
+    argv = [sys.executable, str(CHILD), str(tmp_path / "agent"), kind, *paths, *ids]
+    env = {**os.environ, "VDSM_STORAGE_CRASH": f"{kind}:{step}", "PYTHONPATH": str(TOP)}
+    subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    world = build(tmp_path / "agent", None)
+    try:
+        world.services.connections.restore()
+        wait_for(lambda: recovered(world))
+        assert world.services.pools.connected() is None
+        world.services.pools.restore()
+        check(kind, step, world, paths, ids)
+    finally:
+        world.health.close(10.0)
+        world.lanes.close()
+
+
 def restart(tmp_path: Path) -> Iterator[World]:
     world = build(tmp_path / "agent", None)
     world.services.restore()

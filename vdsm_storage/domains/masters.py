@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vdsm_storage.domains import metadata as md
@@ -92,6 +92,7 @@ class Masters:
         self._moved = moved
         self._lock_timeout = lock_timeout
         self._host_id_timeout = host_id_timeout
+        self._locked_here: set[str] = set()  # pools that a thread in switch() holds
 
     def kinds(self) -> Sequence[Kind]:
         return (
@@ -196,7 +197,12 @@ class Masters:
 
     def switch(self, pool: Pool, new_master: str, version: int) -> None:
         """Move the role inside the connected pool; the caller holds Pools.locked."""
-        self._runner.run(self.switch_request(pool, new_master, version, locked=True))
+        request = self.switch_request(pool, new_master, version, locked=True)
+        self._locked_here.add(pool.id)
+        try:
+            self._runner.run(request)
+        finally:
+            self._locked_here.discard(pool.id)
 
     def switch_request(
         self, pool: Pool, new_master: str, version: int, locked: bool = False
@@ -236,7 +242,10 @@ class Masters:
         new = self._registry.get(op.params["new"])
         if not new.metadata().is_master:
             return False
-        self._now_master(op)
+        pool_id = op.params["id"]
+        here = pool_id in self._locked_here  # by switch(), whose failed run this is
+        with contextlib.nullcontext() if here else self._pools.locked(pool_id):
+            self._now_master(op)
         if old.metadata().is_master:
             number = op.params["host_id"]
             with (
@@ -247,11 +256,9 @@ class Masters:
         return True
 
     def _now_master(self, op: Operation) -> None:
-        pool = self._pools.connected()
-        if pool is not None and pool.id == op.params["id"]:
-            version = max(op.params["version"], pool.master_version)
-            pool = replace(pool, master=op.params["new"], master_version=version)
-            self._pools.apply(pool)
+        params = op.params
+        pool = self._pools.master_moved(params["id"], params["new"], params["version"])
+        if pool is not None:
             self._moved(pool)
 
     # -- destroy -----------------------------------------------------------------------------

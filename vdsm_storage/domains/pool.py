@@ -288,11 +288,11 @@ class Pools:
         """After a crash in this boot: connect what was connected, whether or not its storage is
         there: monitoring tells when it comes.  A pool that has moved on waits for the engine.
         """
-        for record in self._memory.all(remembered.POOLS).values():
-            pool = Pool(**record)
-            with self.locked(pool.id):
-                if self.connected() is None:
-                    self._restore(pool)
+        for pool_id in self._memory.all(remembered.POOLS):
+            with self.locked(pool_id):  # a recovery may move its master meanwhile
+                record = self._memory.all(remembered.POOLS).get(pool_id)
+                if record is not None and self.connected() is None:
+                    self._restore(Pool(**record))
         for sd_id, host_id in self._memory.all(remembered.MONITORED).items():
             self.watcher.start(sd_id, host_id)
 
@@ -305,6 +305,22 @@ class Pools:
             log.warning("Pool %s could not be connected again: %s", pool.id, error)
             return
         self.apply(pool)
+
+    def master_moved(self, pool_id: str, master: str, version: int) -> Pool | None:
+        """The role moved; the caller holds `locked`.  None: only a restart will connect it."""
+        pool = self.connected()
+        here = pool is not None and pool.id == pool_id
+        if not here:
+            record = self._memory.all(remembered.POOLS).get(pool_id)
+            pool = Pool(**record) if record is not None else None
+        if pool is None:
+            return None
+        pool = replace(pool, master=master, master_version=max(version, pool.master_version))
+        if here:
+            self.apply(pool)
+            return pool
+        self._memory.put(remembered.POOLS, pool_id, asdict(pool))
+        return None
 
     # -- what the engine reads ---------------------------------------------------------------
 
