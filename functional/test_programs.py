@@ -181,6 +181,12 @@ def terminal(argv: list[str]) -> tuple[subprocess.Popen[bytes], int]:
     return program, mine
 
 
+def seen(events: str, job: str) -> list[str]:
+    """The states of a job in the rows that are complete."""
+    rows = [row for row in events.splitlines(keepends=True) if row.endswith("\n")]
+    return [json.loads(r)["params"]["status"] for r in rows if job and f"|jobs|status|{job}" in r]
+
+
 def test_watch_and_follow_show_a_copy(lab: Lab) -> None:
     """An event a line; bars that come to 100 %; both end by an interrupt."""
     domain = next(iter(lab.servers))
@@ -191,9 +197,9 @@ def test_watch_and_follow_show_a_copy(lab: Lab) -> None:
     shown = {events: "", bars: ""}
     job, end = "", time.monotonic() + 60
     try:
-        while not ('"done"' in shown[events] and "100 % done" in shown[bars]):
+        while not (seen(shown[events], job)[-1:] == ["done"] and "100 % done" in shown[bars]):
             assert time.monotonic() < end, shown
-            if not shown[events]:  # until it listens
+            if "running" not in seen(shown[events], job):  # until it listens
                 job = str(uuid.uuid4())
                 lab.call("SDM.copy_data", job_id=job, source=ends[0], destination=ends[1])
                 assert lab.wait_job(job) == 0
@@ -205,6 +211,5 @@ def test_watch_and_follow_show_a_copy(lab: Lab) -> None:
         codes = [program.wait(20) for program in (watch, follow)]
         for fd in shown:
             os.close(fd)
-    rows = [json.loads(row) for row in shown[events].splitlines() if f"|jobs|status|{job}" in row]
-    assert [row["params"]["status"] for row in rows] == ["running", "done"]
+    assert seen(shown[events], job) == ["running", "done"]
     assert codes == [130, 0]
