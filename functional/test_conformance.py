@@ -204,6 +204,26 @@ def test_leases(site: Site) -> None:
     assert lab.code("Lease.info", lease=lease) == 936
 
 
+def test_what_file_domains_answer(site: Site) -> None:
+    """Verbs of block and backup domains say that this is none; the pool's small ones work."""
+    lab, (master,) = site.lab, site.lab.servers
+    where = {"storagedomainID": site.domain, "storagepoolID": lab.pool}
+    assert lab.code("StorageDomain.extend", **where, devlist=["x"]) == 2009
+    assert lab.code("StorageDomain.resizePV", **where, guid="x") == 2009
+    assert lab.code("StoragePool.getBackedUpVmsList", **where) == 378
+    assert lab.code("StoragePool.getBackedUpVmsInfo", **where, vmList=[]) == 378
+    files = {"storagedomainID": site.domain, "pattern": "*", "caseSensitive": False}
+    assert lab.call("StorageDomain.getFileStats", **files) == {}
+    pool = {"storagepoolID": lab.pool}
+    lab.call("StoragePool.refresh", **pool, masterSdUUID=master, masterVersion=1)
+    assert lab.code("StoragePool.refresh", **pool, masterSdUUID=site.domain, masterVersion=1) == 324
+    lab.call("StoragePool.setDescription", **pool, description="another name")
+    assert lab.call("StoragePool.getInfo", **pool)["info"]["name"] == "another name"
+    assert lab.call("StoragePool.upgrade", **pool, targetDomVersion=site.version) == "started"
+    info = lab.call("StorageDomain.getInfo", storagedomainID=site.domain)
+    assert info["version"] == str(site.version)
+
+
 # -- volumes -------------------------------------------------------------------------------------
 
 
@@ -232,6 +252,28 @@ def test_a_volume(site: Site, fmt: int, prealloc: int) -> None:
     assert site.delete(where) == 0
     assert site.delete(where) == 268
     assert not (site.root / "images" / where.image).exists()
+
+
+def test_a_creation_is_reverted(site: Site) -> None:
+    lab = site.lab
+    base = lab.create(site.domain, MIB, RAW)
+    where = Volume(site.domain, base.image, str(uuid.uuid4()))
+    task = lab.start_create(where, MIB, COW, srcImgUUID=base.image, srcVolUUID=base.volume)
+    wait_for(
+        lambda: lab.call("Task.getStatus", taskID=task)["taskState"] == "finished", "the volume"
+    )
+    assert lab.call("Task.getInfo", taskID=task) == {"id": task, "verb": "createVolume"}
+    assert site.meta(base)["VOLTYPE"] == "INTERNAL"
+    lab.prepare(where)
+    lab.call(
+        "Volume.teardown", storagedomainID=site.domain, imageID=where.image, volumeID=where.volume
+    )
+    lab.call("Task.revert", taskID=task)
+    assert lab.call("Task.getStatus", taskID=task)["taskResult"] == "cleanSuccess"
+    lab.call("Task.clear", taskID=task)
+    assert lab.code("Volume.getInfo", **lab.ids(where)) == 201
+    assert site.meta(base)["VOLTYPE"] == "LEAF"
+    assert site.delete(base) == 0
 
 
 def check_files(site: Site, where: Volume, size: int, fmt: int, prealloc: int) -> None:
