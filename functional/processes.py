@@ -28,7 +28,9 @@ class AgentProcess:
         self.tls = tls
         self.settings = {
             "rpc__check_replies": "true",
-            "sanlock__io_timeout": "1",
+            # One second is too little where several tests fsync on one slow disk: sanlock would
+            # count an I/O that takes longer as failed, and take the host's leases away after 8.
+            "sanlock__io_timeout": "2",
             "storage__monitor_interval": "1",
             **settings,
         }
