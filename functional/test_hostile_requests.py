@@ -25,9 +25,13 @@ from functional.attacks import (
 from functional.engine.host import stream_headers
 from functional.engine.wire import client_tls
 from functional.lab import (
+    BLANK,
+    COW,
     MIB,
     RAW,
     Lab,
+    Volume,
+    endpoint,
 )
 from functional.processes import AgentProcess
 from vdsm_storage.rpc.client import RemoteError
@@ -185,6 +189,38 @@ def test_streams_take_no_other_ids(lab: Lab, header: str) -> None:
         for method in ("PUT", "GET"):
             status, _body = stream(lab, method, headers)
             assert status in (400, 500), (method, bad)
+
+
+INJECTED = [
+    "a\nLEGALITY=ILLEGAL\nCAP=1\nEOF\n", "\rGEN=9\r\n", "\x0bGEN=9\x0cx", "\x1cGEN=9", "\x85GEN=9",
+    "\u2028GEN=9\u2029", "\0GEN=9", "EOF", "=" * 300, "\u202e", "\U0001f4a3" * 300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", INJECTED)
+def test_texts_stay_in_their_line(lab: Lab, text: str) -> None:
+    """A description becomes no key of the metadata, of a volume or of a domain."""
+    for domain in (posix(lab), local(lab)):
+        plain = lab.create(domain)
+        where = Volume(domain, str(uuid.uuid4()), str(uuid.uuid4()))
+        made = {**lab.ids(where), "size": 4 * MIB, "volFormat": COW, "preallocate": 2,
+                "diskType": "DATA", "srcImgUUID": BLANK, "srcVolUUID": BLANK}  # fmt: skip
+        if lab.task("Volume.create", **made, desc=text) != 0:
+            where = plain
+        lab.code("Volume.setDescription", **lab.ids(where), description=text)
+        info = {key: value for key, value in endpoint(where).items() if key != "endpoint_type"}
+        lab.job("SDM.update_volume", vol_info=info, vol_attr={"description": text})
+        told = lab.call("Volume.getInfo", **lab.ids(where))
+        usual = lab.call("Volume.getInfo", **lab.ids(plain))
+        for key in ("legality", "capacity", "status", "voltype", "disktype"):
+            assert told[key] == usual[key]
+        assert told["generation"] <= 1
+        bad = {**made, **lab.ids(Volume(domain, where.image, str(uuid.uuid4())))}
+        assert lab.task("Volume.create", **{**bad, "diskType": "DATA" + text}, desc="") != 0
+        lab.code("StorageDomain.setDescription", storagedomainID=domain, description=text)
+        lab.code("StoragePool.setDescription", storagepoolID=lab.pool, description=text)
+        assert lab.code("StorageDomain.validate", storagedomainID=domain) == 0
+        assert lab.call("StorageDomain.getInfo", storagedomainID=domain)["pool"] == [lab.pool]
 
 
 # -- bytes ------------------------------------------------------------------------------------

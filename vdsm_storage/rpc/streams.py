@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from vdsm_storage.base.uuids import is_uuid
 from vdsm_storage.errors import AgentError
 from vdsm_storage.rpc.fair import Lanes
 
@@ -206,7 +207,9 @@ class Transfer:
 
     @property
     def _key(self) -> str:
-        return self._headers["storage-domain-id"]
+        """A domain's lane; what names none, and fails later, gets into no other lane."""
+        domain = self._headers["storage-domain-id"].lower()
+        return domain if is_uuid(domain) else ":streams"
 
     async def _step(self, call: Callable[[], T]) -> T:
         future = self._lanes.submit(self._key, call, STEP_SECONDS)
