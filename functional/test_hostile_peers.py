@@ -193,7 +193,10 @@ def vanish(stream: ssl.SSLSocket) -> None:
 
 
 def test_a_peer_that_asks_and_vanishes(lab: Lab, context: ssl.SSLContext) -> None:
-    """What it asked for is done; nothing is left of it."""
+    """What it asked for is done; nothing is left of it.
+
+    A reset may overtake a request that was not read yet: then there is no task and no volume.
+    """
     descriptors, threads = lab.descriptors(), lab.threads()
     domain = next(iter(lab.servers))
     wanted = [Volume(domain, str(uuid.uuid4()), str(uuid.uuid4())) for _ in range(60)]
@@ -208,11 +211,11 @@ def test_a_peer_that_asks_and_vanishes(lab: Lab, context: ssl.SSLContext) -> Non
 
     def finished() -> bool:
         tasks = lab.call("Host.getAllTasksStatuses")
-        return len(tasks) >= 60 and all(t["taskState"] == "finished" for t in tasks.values())
+        made = [lab.code("Volume.getInfo", **lab.ids(where)) for where in wanted].count(0)
+        ended = all(t["taskState"] == "finished" for t in tasks.values())
+        return ended and 30 < made == len(tasks) == len(lab.call("Host.getAllTasksStatuses"))
 
     wait_for(finished, "the tasks")
-    for where in wanted:
-        assert lab.code("Volume.getInfo", **lab.ids(where)) == 0
     for task in lab.call("Host.getAllTasksStatuses"):
         lab.call("Task.clear", taskID=task)
     wait_for(lambda: lab.descriptors() <= descriptors + 2, "the descriptors")
