@@ -5,7 +5,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 TESTS ?= tests functional
 # Test files are shared out among this many processes (they mostly wait); 0 runs all in one.
-WORKERS ?= 3
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo lint check test bench run docs rpm clean
