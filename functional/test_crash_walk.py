@@ -510,7 +510,7 @@ def leased_world(
 def fresh_agent(start_agent: Callable[..., AgentProcess]) -> Iterator[AgentProcess]:
     agent = start_agent(f"fresh-{new_id()[:8]}")
     yield agent
-    agent.stop()
+    assert agent.stop() == ""
 
 
 @pytest.mark.parametrize(("kind", "step"), points(SHARED))
