@@ -95,6 +95,25 @@ class Sanlock:
 
 
 @dataclass
+class Lvm:
+    """Block domains: volume groups on LUNs."""
+
+    # Multipath maps are used by themselves; this adds other block devices: paths, with wildcards,
+    # separated by commas.  For laboratories and for disks without multipath.
+    devices: str = ""
+    # Seconds that one lvm command may take (moving data is not counted).
+    timeout: float = 120.0
+    # lvm commands that run at once.
+    commands: int = 10
+    # Seconds that a device may take to answer when volume groups are looked for.
+    scan_timeout: float = 10.0
+    # Log in to iSCSI portals, that many at once.
+    logins: int = 10
+    # Seconds that one login may take.
+    login_timeout: float = 30.0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -122,6 +141,8 @@ class Paths:
     sanlock_run: str = ""
     # Control socket of ovirt-imageio.
     imageio: str = "/run/ovirt-imageio/sock"
+    # Where lvm2's private configuration and locks are; made at the start.
+    lvm: str = "/run/vdsm-storage/lvm"
 
 
 @dataclass
@@ -131,6 +152,7 @@ class Config:
     rpc: Rpc = field(default_factory=Rpc)
     storage: Storage = field(default_factory=Storage)
     sanlock: Sanlock = field(default_factory=Sanlock)
+    lvm: Lvm = field(default_factory=Lvm)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 
@@ -174,6 +196,7 @@ def dev(config: Config, directory: str) -> Config:
         log=os.path.join(directory, "agent.log"),
         sanlock_run=os.path.join(directory, "sanlock"),
         imageio=os.path.join(directory, "imageio.sock"),
+        lvm=os.path.join(directory, "run", "lvm"),
     )
     config.addresses.management_ip = "127.0.0.1"
     config.addresses.management_port = 0
