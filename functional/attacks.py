@@ -14,7 +14,8 @@ from typing import Any
 
 from functional.engine.host import stream_headers
 from functional.engine.wire import client_tls
-from functional.lab import (
+from functional.outside import SECRET, Outside
+from functional.pool_lab import (
     BLANK,
     COW,
     MIB,
@@ -25,7 +26,6 @@ from functional.lab import (
     local_server,
     make_lab,
 )
-from functional.outside import SECRET, Outside
 from functional.processes import AgentProcess
 from vdsm_storage.rpc.client import RemoteError
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from functional.engine.host import LOCALFS, StorageServer
-from functional.lab import BLANK, COW, MIB, RAW, Lab, Volume, make_lab, wait_for
+from functional.pool_lab import BLANK, COW, MIB, RAW, Lab, Volume, make_lab, wait_for
 from functional.processes import AgentProcess
 
 PREALLOCATED, SPARSE = 1, 2

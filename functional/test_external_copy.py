@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from functional.engine.host import StorageServer
-from functional.lab import COW, MIB, RAW, Lab, Volume, endpoint, make_lab
 from functional.nbd import NbdServer
+from functional.pool_lab import COW, MIB, RAW, Lab, Volume, endpoint, make_lab
 from functional.processes import AgentProcess
 
 SIZE = 16 * MIB

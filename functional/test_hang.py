@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from functional.engine.host import POSIXFS, StorageServer
-from functional.lab import COW, MIB, PATIENCE, Lab, Volume, bind_server, make_lab, wait_for
+from functional.pool_lab import COW, MIB, PATIENCE, Lab, Volume, bind_server, make_lab, wait_for
 from functional.processes import AgentProcess, leftovers
 from vdsm_storage.rpc.client import Pending, RemoteError
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from functional.attacks import attacks, hostile_lab, local, posix, run
-from functional.lab import COW, MIB, RAW, Lab, Volume
 from functional.outside import SECRET, Outside
+from functional.pool_lab import COW, MIB, RAW, Lab, Volume
 from functional.processes import AgentProcess
 from vdsm_storage.rpc.client import RemoteError
 

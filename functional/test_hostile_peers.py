@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from functional.engine.wire import client_tls
-from functional.lab import BLANK, COW, MIB, Lab, Volume, local_server, make_lab, wait_for
+from functional.pool_lab import BLANK, COW, MIB, Lab, Volume, local_server, make_lab, wait_for
 from functional.processes import AgentProcess
 
 REPLIES = "jms.topic.vdsm_responses"

@@ -24,7 +24,7 @@ from functional.attacks import (
 )
 from functional.engine.host import stream_headers
 from functional.engine.wire import client_tls
-from functional.lab import (
+from functional.pool_lab import (
     BLANK,
     COW,
     MIB,

@@ -19,7 +19,8 @@ from functional.attacks import (
     posix,
     run,
 )
-from functional.lab import (
+from functional.outside import SECRET, Outside
+from functional.pool_lab import (
     COW,
     RAW,
     Lab,
@@ -27,7 +28,6 @@ from functional.lab import (
     local_server,
     wait_for,
 )
-from functional.outside import SECRET, Outside
 from functional.processes import AgentProcess
 
 

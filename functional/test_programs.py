@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from functional.lab import MIB, RAW, Lab, endpoint, local_server, make_lab
+from functional.pool_lab import MIB, RAW, Lab, endpoint, local_server, make_lab
 from functional.processes import BIN, AgentProcess, leftovers
 from vdsm_storage.host import pki
 from vdsm_storage.rpc.client import Client

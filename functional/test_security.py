@@ -20,7 +20,7 @@ from functional.attacks import (
 )
 from functional.engine.host import POSIXFS, StorageServer
 from functional.engine.wire import client_tls
-from functional.lab import (
+from functional.pool_lab import (
     BLANK,
     Lab,
 )
