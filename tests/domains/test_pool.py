@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.domains.conftest import World, wait_for
+from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.domains.masters import NewPool
 from vdsm_storage.domains.pool import ACTIVE, ATTACHED, Pool
@@ -35,6 +36,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
+from vdsm_storage.leases.local_lock import FileLock
 
 
 @pytest.fixture
@@ -325,7 +327,7 @@ def test_another_manager(world: World, two: tuple[str, str], tmp_path: Path) -> 
     master = world.services.registry.get(two[0])
     spm = world.services.spm
     spm._lock_timeout = 0.2
-    other = world.services.registry._leasing.file_lock(two[0], f"{master.path}/dom_md/ids")
+    other = FileLock(two[0], f"{master.path}/dom_md/ids", SystemClock())
     with other.held(1.0):
         entry = world.task(spm.start(pool))
         assert entry.error["code"] == SpmStatusError.code

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.domains.metadata import DomainMetadata
-from vdsm_storage.images.store import Store
+from vdsm_storage.errors import UnsupportedDomainVersion
+from vdsm_storage.images.store import Progress, Store
 from vdsm_storage.leases.lockspace import Lockspace
-from vdsm_storage.leases.model import ClusterLock, Geometry
+from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
 SUPPORTED_VERSIONS = (3, 4, 5)
 ISO_IMAGE = "11111111-1111-1111-1111-111111111111"
@@ -30,11 +32,26 @@ class DomainType:
 
 
 @dataclass(frozen=True)
+class Alert:
+    """Something of a domain that its administrator should look at; `code` is an error's."""
+
+    code: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Capacity:
-    """Bytes."""
+    """Bytes, and what is wrong with the place where they are."""
 
     total: int
     free: int
+    alerts: tuple[Alert, ...] = ()
+
+
+def check_version(metadata: DomainMetadata) -> None:
+    """Raises UnsupportedDomainVersion (394)."""
+    if metadata.version not in SUPPORTED_VERSIONS:
+        raise UnsupportedDomainVersion(version=metadata.version, supported="3, 4, 5")
 
 
 class Domain(Protocol):
@@ -47,12 +64,16 @@ class Domain(Protocol):
     def type(self) -> DomainType: ...
 
     @property
+    def last(self) -> DomainMetadata:
+        """The metadata as last read."""
+
+    @property
     def path(self) -> str:
         """The domain's directory."""
 
     @property
     def mount(self) -> str:
-        """The directory of the connection that it lives on."""
+        """The place where it was found: the directory of its connection; BLOCK for LUNs."""
 
     @property
     def version(self) -> int:
@@ -80,6 +101,12 @@ class Domain(Protocol):
     def xleases_path(self) -> str | None: ...
 
     @property
+    def ids_path(self) -> str: ...
+
+    @property
+    def sdm_lease(self) -> LeaseSpec: ...
+
+    @property
     def metadata_path(self) -> str:
         """What monitoring reads."""
 
@@ -90,7 +117,13 @@ class Domain(Protocol):
         """Set or (None) remove keys; the caller holds the lock.  One atomic write."""
 
     def check_special_files(self) -> None:
-        """Before sanlock is given names of the domain's files.  Raises 358, 371."""
+        """Before sanlock is given names of the domain's files: they are there, and the domain's.
+
+        Block: the special volumes are activated.  Raises 358, 371, 558.
+        """
+
+    def close(self) -> None:
+        """Nobody on this host works on the domain any more (block: special volumes go)."""
 
     def capacity(self) -> Capacity: ...
 
@@ -102,3 +135,28 @@ class Domain(Protocol):
 
     def self_test(self) -> None:
         """Raises what is wrong with the domain."""
+
+    def file_stats(self, pattern: str, case_sensitive: bool) -> dict[str, dict[str, int]]:
+        """ISO images, as StorageDomain.getFileStats answers; none on block domains."""
+
+    # -- a pool manager's corner ---------------------------------------------------------------
+
+    def prepare_master(self) -> None:
+        """Make sure that a pool manager finds <master>/{vms,tasks}; the caller holds the lock.
+
+        Nothing of it stays mounted: this agent keeps nothing there.  Raises 367, 368.
+        """
+
+    # -- from one version of the format to the next; the domain's lock is held -------------------
+
+    def make_xleases(self) -> None:
+        """The place for external leases, which version 3 has not; idempotent."""
+
+    def upgrade_volumes(self, version: int, progress: Progress, cancel: Cancel) -> None:
+        """Write every volume's metadata in the form of `version`; idempotent."""
+
+    def upgrade_changes(self, version: int) -> dict[str, str | None]:
+        """The changes of the domain's own metadata that make it `version`."""
+
+    def clean_upgrade(self) -> None:
+        """Remove what an upgrade leaves behind, done or cut off; idempotent."""

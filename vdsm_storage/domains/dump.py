@@ -6,8 +6,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from vdsm_storage.base import files
-from vdsm_storage.domains import layout
-from vdsm_storage.domains.file import FileDomain
+from vdsm_storage.domains.domain import Domain
 from vdsm_storage.errors import AgentError
 from vdsm_storage.leases import index
 from vdsm_storage.leases.leader import DELTA_MAGIC, Leader, parse_leader
@@ -18,7 +17,7 @@ REMOVED: Final = "REMOVED"
 HOSTS: Final = 2000  # records of a lockspace
 
 
-def dump(domain: FileDomain, full: bool) -> dict[str, Any]:
+def dump(domain: Domain, full: bool) -> dict[str, Any]:
     """Metadata and volumes; with `full` the leases, host ids and external leases, if any."""
     answer: dict[str, Any] = {"metadata": domain.info(), "volumes": volumes(domain)}
     if full and domain.type.leases:
@@ -30,7 +29,7 @@ def dump(domain: FileDomain, full: bool) -> dict[str, Any]:
     return answer
 
 
-def volumes(domain: FileDomain) -> dict[str, dict[str, Any]]:
+def volumes(domain: Domain) -> dict[str, dict[str, Any]]:
     store = domain.store
     found = {}
     for image in store.images():
@@ -43,7 +42,7 @@ def volumes(domain: FileDomain) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _volume(domain: FileDomain, image: str, volume: str) -> dict[str, Any]:
+def _volume(domain: Domain, image: str, volume: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": image}
     try:
         parsed = domain.store.parse(image, volume)
@@ -56,18 +55,17 @@ def _volume(domain: FileDomain, image: str, volume: str) -> dict[str, Any]:
     return entry
 
 
-def sdm_leases(domain: FileDomain) -> list[dict[str, Any]]:
+def sdm_leases(domain: Domain) -> list[dict[str, Any]]:
     """The leases in dom_md/leases."""
-    spec = layout.sdm_lease(domain.id, domain.path, domain.geometry)
+    spec = domain.sdm_lease
     leader = parse_leader(files.read_direct(spec.path, domain.geometry.block_size, spec.offset))
     return [] if leader is None else [{**_common(leader, spec.offset), "lver": leader.version}]
 
 
-def lockspace(domain: FileDomain) -> list[dict[str, Any]]:
+def lockspace(domain: Domain) -> list[dict[str, Any]]:
     """The host ids that are or were in use."""
-    path = f"{domain.path}/{layout.DOM_MD}/{layout.IDS}"
     size = domain.geometry.block_size
-    data = files.read_direct(path, HOSTS * size)
+    data = files.read_direct(domain.ids_path, HOSTS * size)
     found = []
     for offset in range(0, len(data), size):
         leader = parse_leader(data[offset : offset + size], DELTA_MAGIC)
@@ -87,7 +85,7 @@ def _common(leader: Leader, offset: int) -> dict[str, Any]:
     }
 
 
-def external_leases(domain: FileDomain, path: str) -> dict[str, dict[str, Any]]:
+def external_leases(domain: Domain, path: str) -> dict[str, dict[str, Any]]:
     step = domain.geometry.alignment
     try:
         found = index.decode(files.read_direct(path, index.INDEX_SIZE, step), domain.id)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vdsm_storage.base import files
+from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.base.owner import Owner
-from vdsm_storage.domains import layout, metadata
+from vdsm_storage.domains import file_upgrade, layout, metadata
 from vdsm_storage.domains.domain import ISO_IMAGE, Capacity, DomainType
+from vdsm_storage.domains.family import DomainLocks, Leasing
 from vdsm_storage.domains.file_store import FileStore
 from vdsm_storage.domains.metadata import DomainMetadata
 from vdsm_storage.domains.tree import Tree
@@ -27,20 +29,21 @@ from vdsm_storage.errors import (
     StorageDomainLayoutError,
     VolumeAccessError,
 )
+from vdsm_storage.images.store import Progress
 from vdsm_storage.leases.lockspace import Lockspace
-from vdsm_storage.leases.model import ClusterLock, Geometry
+from vdsm_storage.leases.model import Geometry, LeaseSpec
 
 METADATA_LIMIT = 64 * 1024  # bytes; a sound one has less than 4096
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the registry builds around a domain."""
+    """What is built around a domain; `lockspace` and `leasing` are None where it has no leases."""
 
     store: FileStore
-    lock: ClusterLock
-    own_lock: ClusterLock
+    locks: DomainLocks
     lockspace: Lockspace | None
+    leasing: Leasing | None
 
 
 def read_metadata(root: str, sd_id: str) -> DomainMetadata:
@@ -91,9 +94,11 @@ class FileDomain:
         self.path = os.path.join(mount, self.id)
         self.geometry = Geometry(found.block_size, found.alignment)
         self.store = parts.store
-        self.lock = parts.lock
-        self.own_lock = parts.own_lock
+        self.lock = parts.locks.all
+        self.own_lock = parts.locks.own
         self.lockspace = parts.lockspace
+        self._leasing = parts.leasing
+        self._owner = owner
         self._tree = Tree(self.path, owner)
         self.last = found  # as of the last reading
 
@@ -111,6 +116,17 @@ class FileDomain:
             return None
         self.check_special_files()
         return os.path.join(self.path, layout.DOM_MD, layout.XLEASES)
+
+    @property
+    def ids_path(self) -> str:
+        return os.path.join(self.path, layout.DOM_MD, layout.IDS)
+
+    @property
+    def sdm_lease(self) -> LeaseSpec:
+        return layout.sdm_lease(self.id, self.path, self.geometry)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def metadata(self) -> DomainMetadata:
         self.last = read_metadata(self.path, self.id)
@@ -205,3 +221,30 @@ class FileDomain:
         except OSError as error:
             raise FileStatsError(domain=self.id, reason=error) from error
         return found
+
+    # -- a pool manager's corner -------------------------------------------------------------
+
+    def prepare_master(self) -> None:
+        with self._tree.directory() as fd:
+            self._tree.make_directory(fd, layout.MASTER)
+        with self._tree.directory(layout.MASTER) as fd:
+            for name in layout.MASTER_DIRECTORIES:
+                self._tree.make_directory(fd, name)
+
+    # -- to another version ------------------------------------------------------------------
+
+    def make_xleases(self) -> None:
+        if self._leasing is not None:
+            file_upgrade.make_xleases(
+                self.path, self.id, self.geometry, self._owner, self._leasing
+            )
+
+    def upgrade_volumes(self, version: int, progress: Progress, cancel: Cancel) -> None:
+        if version >= 5:
+            file_upgrade.rewrite_volumes(self.store, version, progress, cancel)
+
+    def upgrade_changes(self, version: int) -> dict[str, str | None]:
+        return layout.upgrade_changes(version, self.geometry)
+
+    def clean_upgrade(self) -> None:
+        file_upgrade.clean(self.path)

@@ -39,6 +39,8 @@ METADATA: Final = "metadata"
 IDS: Final = "ids"
 LEASES: Final = "leases"
 XLEASES: Final = "xleases"
+MASTER: Final = "master"  # a pool manager's corner, beside dom_md
+MASTER_DIRECTORIES: Final = ("vms", "tasks")
 MAILBOXES: Final = ("inbox", "outbox")
 MAILBOX_SIZE: Final = 16 * MIB
 XLEASES_VERSION: Final = 4  # the first format that has xleases
@@ -118,6 +120,19 @@ def domains_in(mount: str) -> list[str]:
 def sdm_lease(sd_id: str, root: str, geometry: Geometry) -> LeaseSpec:
     path = os.path.join(root, DOM_MD, LEASES)
     return LeaseSpec(sd_id, SDM, path, geometry.alignment, geometry)
+
+
+def upgrade_changes(version: int, geometry: Geometry) -> dict[str, str | None]:
+    """How the metadata of an older domain changes to be that of `version`."""
+    changes: dict[str, str | None] = {"VERSION": str(version)}
+    if version >= 5:
+        changes.update(
+            BLOCK_SIZE=str(geometry.block_size),
+            ALIGNMENT=str(geometry.alignment),
+            LOGBLKSIZE=None,
+            PHYBLKSIZE=None,
+        )
+    return changes
 
 
 # -- making one ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from vdsm_storage.leases.slots import Slots
 
 
 class DomainLeasing:
-    """Fulfils domains.registry.Leasing."""
+    """Fulfils domains.family.Leasing."""
 
     def __init__(self, lockspaces: Lockspaces, leases: Leases, clock: Clock) -> None:
         self._lockspaces = lockspaces
@@ -38,6 +38,9 @@ class DomainLeasing:
 
     def write(self, spec: LeaseSpec) -> None:
         self._leases.write(spec)
+
+    def clear(self, spec: LeaseSpec) -> None:
+        self._leases.clear(spec)
 
     def format_xleases(self, path: str, lockspace: str, geometry: Geometry) -> None:
         """Write an empty index into the file."""

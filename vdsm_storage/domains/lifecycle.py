@@ -14,10 +14,12 @@ from vdsm_storage.base.owner import Owner
 from vdsm_storage.domains import layout
 from vdsm_storage.domains.connection import Connections
 from vdsm_storage.domains.domain import SUPPORTED_VERSIONS
+from vdsm_storage.domains.family import Found, Leasing
+from vdsm_storage.domains.file import read_metadata
 from vdsm_storage.domains.layout import NewDomain
 from vdsm_storage.domains.metadata import DESCRIPTION_LIMIT
 from vdsm_storage.domains.posix import FILE_TYPES
-from vdsm_storage.domains.registry import Leasing, Registry
+from vdsm_storage.domains.registry import Registry
 from vdsm_storage.errors import (
     CannotFormatAttached,
     CannotFormatConnected,
@@ -124,7 +126,8 @@ class Lifecycle:
                 "alignment": geometry.alignment,
             }
             self._runner.run(Request(CREATE, params, [mount], "StorageDomain.create"))
-        self._registry.adopt(mount, request.id)
+        found = read_metadata(os.path.join(mount, request.id), request.id)
+        self._registry.adopt(Found(mount, found))
 
     def _check_free(self, sd_id: str, mount: str) -> None:
         try:

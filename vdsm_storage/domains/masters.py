@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vdsm_storage.domains import metadata as md
-from vdsm_storage.domains.file import FileDomain
+from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.hostid import TEMPORARY, host_id
 from vdsm_storage.domains.lifecycle import check_name
 from vdsm_storage.domains.members import FREE, in_pool
@@ -132,7 +132,7 @@ class Masters:
             op.step("written", abortable=False)
 
     def _write(
-        self, domain: FileDomain, number: int, changes: Mapping[str, str | None]
+        self, domain: Domain, number: int, changes: Mapping[str, str | None]
     ) -> None:
         with (
             host_id(domain, number, self._host_id_timeout),
@@ -156,7 +156,7 @@ class Masters:
         return False
 
     @staticmethod
-    def _leave(domain: FileDomain, number: int) -> None:
+    def _leave(domain: Domain, number: int) -> None:
         """Give back a temporary host id that a crash left."""
         lockspace = domain.lockspace
         if lockspace is None or number != TEMPORARY:

@@ -14,7 +14,7 @@ from typing import Final
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.domains import metadata as md
-from vdsm_storage.domains.file import FileDomain
+from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.hostid import TEMPORARY, host_id
 from vdsm_storage.domains.lifecycle import check_name
 from vdsm_storage.domains.pool import ACTIVE, ATTACHED, Pool, Pools
@@ -63,7 +63,7 @@ class Members:
         self._upgrade = upgrade
 
     @contextlib.contextmanager
-    def writing(self, domain: FileDomain, number: int) -> Iterator[None]:
+    def writing(self, domain: Domain, number: int) -> Iterator[None]:
         """Host id and lock of a domain, for one change of its metadata."""
         with (
             host_id(domain, number, self._host_id_timeout),

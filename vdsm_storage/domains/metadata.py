@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vdsm_storage.base.units import MIB
@@ -65,6 +65,14 @@ def decode(text: bytes, where: str = "") -> dict[str, str]:
         lines = text.decode().split("\n")
     except UnicodeDecodeError as error:
         raise MetadataSealBroken(domain=where, computed="none", stored="unreadable") from error
+    return unseal(lines, where)
+
+
+def unseal(lines: Iterable[str], where: str = "") -> dict[str, str]:
+    """What the lines say, once their checksum is found right; `where` names the domain.
+
+    A line without `=` is ignored, the last of two equal keys counts.
+    """
     raw: dict[str, str] = {}
     for line in lines:
         key, equals, value = line.partition("=")

@@ -18,8 +18,7 @@ from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.domains import remembered
 from vdsm_storage.domains.connection import Connections
-from vdsm_storage.domains.domain import Capacity
-from vdsm_storage.domains.file import FileDomain
+from vdsm_storage.domains.domain import Capacity, Domain
 from vdsm_storage.domains.links import MASTER, Links
 from vdsm_storage.domains.metadata import DomainMetadata
 from vdsm_storage.domains.registry import Registry
@@ -367,7 +366,7 @@ class Pools:
             answer["diskfree"] = str(capacity.free)
         return answer
 
-    def _master(self, pool: Pool) -> FileDomain:
+    def _master(self, pool: Pool) -> Domain:
         try:
             return self.registry.get(pool.master)
         except StorageDomainDoesNotExist as error:

@@ -16,12 +16,14 @@ from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.domains import dump
 from vdsm_storage.domains.connection import Connections
+from vdsm_storage.domains.family import Family, Leasing
+from vdsm_storage.domains.file_family import FileFamily
 from vdsm_storage.domains.lifecycle import Lifecycle
 from vdsm_storage.domains.links import Links
 from vdsm_storage.domains.masters import FOUND, Masters
 from vdsm_storage.domains.members import Members
 from vdsm_storage.domains.pool import Pools, Watcher
-from vdsm_storage.domains.registry import Leasing, Registry
+from vdsm_storage.domains.registry import Registry
 from vdsm_storage.domains.remembered import Remembered, boot_id
 from vdsm_storage.domains.spm import Spm
 from vdsm_storage.domains.upgrade import Upgrades
@@ -73,7 +75,8 @@ class DomainServices:
             self.memory,
             base.clock,
         )
-        self.registry = Registry(self.connections, base.leasing, owner, base.lanes, base.clock)
+        families: list[Family] = [FileFamily(self.connections, base.leasing, owner)]
+        self.registry = Registry(families, base.lanes, base.clock)
         self.lifecycle = Lifecycle(
             self.registry, self.connections, base.leasing, owner, base.locks, base.runner
         )
@@ -87,13 +90,13 @@ class DomainServices:
         )
         lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
         self.spm = Spm(
-            self.pools, base.runner, base.lanes, owner, self._upgrade, lock_timeout, id_timeout
+            self.pools, base.runner, base.lanes, self._upgrade, lock_timeout, id_timeout
         )
         self.masters = Masters(
             self.pools, base.runner, self.spm.moved, lock_timeout, id_timeout
         )
         self.upgrades = Upgrades(
-            self.pools, base.leasing, owner, base.runner, base.locks, lock_timeout, id_timeout
+            self.pools, base.runner, base.locks, lock_timeout, id_timeout
         )
         self.members = Members(
             self.pools, lock_timeout, id_timeout, self.masters.switch, self._upgrade

@@ -15,9 +15,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from vdsm_storage.base.lanes import Lanes
-from vdsm_storage.base.owner import Owner
 from vdsm_storage.domains.pool import Pool, Pools
-from vdsm_storage.domains.tree import Tree
 from vdsm_storage.errors import AgentError, IsSpm, NotSpm, TaskInProgress
 from vdsm_storage.jobs import journal
 from vdsm_storage.jobs.operation import Kind, Operation
@@ -30,7 +28,6 @@ START: Final = "spm.start"
 FREE: Final = "Free"
 CONTEND: Final = "Contend"
 SPM: Final = "SPM"
-MASTER_DIRECTORIES: Final = ("vms", "tasks")
 NOBODY: Final = -1
 STATUS_WAIT: Final = 5.0  # seconds; engines ask every ten
 
@@ -44,7 +41,6 @@ class Spm:
         pools: Pools,
         runner: Runner,
         lanes: Lanes,
-        owner: Owner,
         upgrade: Callable[[str, int], None],
         lock_timeout: float,
         host_id_timeout: float,
@@ -52,7 +48,6 @@ class Spm:
         self._pools = pools
         self._runner = runner
         self._lanes = lanes
-        self._owner = owner
         self._upgrade = upgrade
         self._lock_timeout = lock_timeout
         self._host_id_timeout = host_id_timeout
@@ -166,7 +161,7 @@ class Spm:
         with self._mutex:
             self._held = master.own_lock
         op.step("locked")
-        self._make_directories(master.path)
+        master.prepare_master()
         version = master.own_lock.inquire().version
         with self._mutex:
             self._lver = NOBODY if version is None else version
@@ -176,14 +171,6 @@ class Spm:
         if op.params["version"]:
             self._upgrade(pool.id, int(op.params["version"]))
         log.info("This host manages pool %s (lease version %s)", pool.id, self._lver)
-
-    def _make_directories(self, root: str) -> None:
-        tree = Tree(root, self._owner)
-        with tree.directory() as fd:
-            tree.make_directory(fd, "master")
-        with tree.directory("master") as fd:
-            for name in MASTER_DIRECTORIES:
-                tree.make_directory(fd, name)
 
     def _recover_start(self, op: Operation) -> bool:
         """Never silently the manager: a start that did not end well is taken back."""
@@ -225,7 +212,7 @@ class Spm:
             return
         self._pools.ready(pool.master, self._host_id_timeout)
         master.own_lock.acquire(self._lock_timeout)
-        self._make_directories(master.path)
+        master.prepare_master()
         version = master.own_lock.inquire().version
         with self._mutex:
             self._held = master.own_lock

@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Domains of format 3 and 4 become format 5.
 
-Volumes first, the domain's own metadata last.  A volume's text in the new form is understood by
-readers of the old format too, so an upgrade that was cut off is simply gone through again.
+Volumes first, the domain's own metadata last: an upgrade that was cut off is simply gone through
+again.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
 from collections.abc import Sequence
 from typing import Final
 
-from vdsm_storage.base import files
 from vdsm_storage.base.locks import Lock, Locks
-from vdsm_storage.base.owner import Owner
 from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.domains import layout
 from vdsm_storage.domains.domain import SUPPORTED_VERSIONS
-from vdsm_storage.domains.file import FileDomain
 from vdsm_storage.domains.hostid import host_id
 from vdsm_storage.domains.masters import FOUND
 from vdsm_storage.domains.pool import Pools
-from vdsm_storage.domains.registry import Leasing
 from vdsm_storage.errors import AgentError, UnsupportedDomainVersion, VersionTooAdvanced
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request, Runner
@@ -40,8 +34,6 @@ class Upgrades:
     def __init__(
         self,
         pools: Pools,
-        leasing: Leasing,
-        owner: Owner,
         runner: Runner,
         locks: Locks,
         lock_timeout: float,
@@ -49,8 +41,6 @@ class Upgrades:
     ) -> None:
         self._pools = pools
         self._registry = pools.registry
-        self._leasing = leasing
-        self._owner = owner
         self._runner = runner
         self._locks = locks
         self._lock_timeout = lock_timeout
@@ -95,53 +85,16 @@ class Upgrades:
             if domain.metadata().version >= version:
                 return
             if domain.type.leases and version >= layout.XLEASES_VERSION:
-                self._make_xleases(domain)
+                domain.make_xleases()
             op.step("xleases")
-            changes: dict[str, str | None] = {"VERSION": str(version)}
-            if version >= 5:
-                self._rewrite_volumes(op, domain, version)
-                changes.update(
-                    BLOCK_SIZE=str(domain.geometry.block_size),
-                    ALIGNMENT=str(domain.geometry.alignment),
-                    LOGBLKSIZE=None,
-                    PHYBLKSIZE=None,
-                )
+            domain.upgrade_volumes(version, op.progress, op.cancel)
             op.step("volumes")
-            domain.update_metadata(changes)
+            domain.update_metadata(domain.upgrade_changes(version))
+            domain.clean_upgrade()
         log.info("Domain %s has version %s now", domain.id, version)
-
-    def _make_xleases(self, domain: FileDomain) -> None:
-        dom_md = os.path.join(domain.path, layout.DOM_MD)
-        path = os.path.join(dom_md, layout.XLEASES)
-        if os.path.lexists(path):
-            return
-        new = layout.make_file(domain.path, layout.XLEASES + ".new", 0, self._owner)
-        self._leasing.format_xleases(new, domain.id, domain.geometry)
-        os.rename(new, path)
-        files.sync_directory(dom_md)
-
-    @staticmethod
-    def _rewrite_volumes(op: Operation, domain: FileDomain, version: int) -> None:
-        old = domain.store
-        new = copy.copy(old)
-        new.version = version
-        images = old.images()
-        done: set[str] = set()
-        for count, image in enumerate(images):
-            op.cancel.check()
-            for volume in old.volumes(image):
-                if volume in done:  # a template in use is one file in many images
-                    continue
-                done.add(volume)
-                try:
-                    new.save(image, volume, old.load(image, volume))
-                except AgentError as error:
-                    log.warning("Volume %s stays as it is: %s", volume, error)
-            op.progress((count + 1) / len(images))
 
     def _recover(self, op: Operation) -> bool:
         """Half an upgrade is a sound domain of the old version; go on if that is possible."""
         domain = self._registry.get(op.params["id"])
-        dom_md = os.path.join(domain.path, layout.DOM_MD)
-        files.unlink_if_there(os.path.join(dom_md, layout.XLEASES + ".new"))
+        domain.clean_upgrade()
         return domain.metadata().version >= int(op.params["version"])

@@ -18,8 +18,7 @@ from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
-from vdsm_storage.domains.domain import Capacity
-from vdsm_storage.domains.file import FileDomain
+from vdsm_storage.domains.domain import Capacity, Domain
 from vdsm_storage.domains.hostid import TEMPORARY
 from vdsm_storage.domains.registry import Registry
 from vdsm_storage.errors import (
@@ -214,7 +213,7 @@ class Health:
         if current:
             self._tell(sd_id, old, status)
 
-    def _look(self, domain: FileDomain, watch: _Watch) -> Status:
+    def _look(self, domain: Domain, watch: _Watch) -> Status:
         started = self._clock.monotonic()
         found = domain.metadata()  # read from the storage itself
         delay = self._clock.monotonic() - started
@@ -227,7 +226,7 @@ class Health:
         )
 
     @staticmethod
-    def _host_id(domain: FileDomain, watch: _Watch) -> bool:
+    def _host_id(domain: Domain, watch: _Watch) -> bool:
         """Whether the host id is held; asks for it if not."""
         lockspace = domain.lockspace
         if lockspace is None:
