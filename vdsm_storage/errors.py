@@ -292,6 +292,14 @@ class NoSpaceLeftOnDomain(AgentError):
     template = "Domain {domain} has no space for {size} bytes"
 
 
+class TooManyVolumes(AgentError):
+    code = 397
+    template = (
+        "Domain {domain} has {limit} volumes, as many as it has leases for: delete volumes or use"
+        " another domain"
+    )
+
+
 class MetadataOverflow(AgentError):
     code = 756
     template = (
@@ -393,7 +401,8 @@ class MetadataSealBroken(AgentError):
     code = 752
     template = (
         "The metadata of domain {domain} does not match its checksum (computed {computed}, stored"
-        " {stored}); restore dom_md/metadata or write it anew with the right checksum"
+        " {stored}); restore it (dom_md/metadata, or the MDT_ tags of a block domain's volume"
+        " group) or write it anew with the right checksum"
     )
 
 
@@ -858,6 +867,11 @@ class CannotActivateLogicalVolume(AgentError):
     template = "Logical volume {vg}/{lv} cannot be activated: {reason}"
 
 
+class LogicalVolumeAlreadyExists(AgentError):
+    code = 604
+    template = "There is a logical volume {vg}/{lv} already"
+
+
 class LogicalVolumeDoesNotExist(AgentError):
     code = 610
     template = "There is no logical volume {vg}/{lv}"
@@ -886,6 +900,14 @@ class PartitionedPhysDev(AgentError):
 class VgMetadataCriticallyFull(AgentError):
     code = 613
     template = "The metadata areas of volume group {vg} have only {free} of {size} bytes free"
+
+
+class MissingTagOnLogicalVolume(AgentError):
+    code = 609
+    template = (
+        "Logical volume {vg}/{lv} has no tag {tag}: it is no volume of a storage domain, or is"
+        " damaged"
+    )
 
 
 class SmallVgMetadata(AgentError):

@@ -88,6 +88,41 @@ def read_direct(path: str, length: int, offset: int = 0) -> bytes:
         return buffer[: min(done, length)]
 
 
+class DirectReader:
+    """Many reads past the page cache, by one descriptor and one buffer of `size` bytes.
+
+    A context manager; may block, raises OSError.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path = path
+        self._size = max(DIRECT_ALIGN, -(-size // DIRECT_ALIGN) * DIRECT_ALIGN)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> DirectReader:
+        with contextlib.ExitStack() as stack:
+            self._buffer = stack.enter_context(mmap.mmap(-1, self._size))
+            self._fd = stack.enter_context(_direct(self._path, os.O_RDONLY))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes at `offset`, both multiples of 4096; shorter at the end only."""
+        if length > self._size:
+            raise ValueError(f"{length} bytes do not fit into a buffer of {self._size}")
+        done = 0
+        while done < length:
+            with memoryview(self._buffer)[done:length] as rest:
+                count = os.preadv(self._fd, [rest], offset + done)
+            done += count
+            if count == 0 or count % DIRECT_ALIGN:
+                break  # end of file
+        return self._buffer[:done]
+
+
 def write_direct(path: str, data: bytes, offset: int, align: int = 512) -> None:
     """Write `data` (whole sectors of `align` bytes) at `offset`, to the storage itself."""
     if len(data) % align or offset % align:

@@ -218,6 +218,13 @@ class VolumeIndex:
         """Names of the volumes whose parent `volume` is, in any image, being deleted or not."""
         return _names(self._children.get(PARENT + volume))
 
+    def by_slot(self) -> dict[int, str]:
+        """{slot: volume}, with those half made and those being deleted."""
+        found = ((find(lv), name) for name, lv in self._lvs.items())
+        return {
+            tags.slot: name for tags, name in found if tags is not None and tags.slot is not None
+        }
+
     def tags(self, volume: str) -> VolumeTags | None:
         """None when there is no such volume."""
         lv = self._lvs.get(volume)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from vdsm_storage.base import files
@@ -27,7 +27,7 @@ _CHUNK: Final = MIB  # bytes of `metadata` that are rewritten at once
 
 
 def copy_slots(path: str, volumes: Mapping[int, str], version: int = OLD) -> list[str]:
-    """Write the metadata of `volumes`, {slot: volume}, to its place in format 5.
+    """Write the metadata of `volumes` (VolumeIndex.by_slot) to its place in format 5.
 
     `path` is the `metadata` volume.  Returns the volumes whose text could not be understood; it
     is copied as it is.  Durable when this returns.  May block; raises OSError.
@@ -76,8 +76,3 @@ def upgraded(alignment: int = MIB) -> dict[str, str | None]:
 def zero_old_slots(path: str) -> None:
     """Wipe the slots of the old format, durably; only when the domain says it has the new one."""
     files.write_direct(os.path.realpath(path), bytes(slot_offset(0, NEW)), 0)
-
-
-def occupied(slots: Collection[int | None], names: Collection[str]) -> dict[int, str]:
-    """{slot: volume} of volumes `names` with their `slots`, for copy_slots."""
-    return {slot: name for slot, name in zip(slots, names, strict=True) if slot is not None}
