@@ -17,6 +17,7 @@ import pytest
 
 from functional.engine.host import LOCALFS, POSIXFS, StorageServer
 from functional.processes import AgentProcess, leftovers
+from functional.standin.process import StandInProcess
 
 GIB = 1024**3
 
@@ -38,12 +39,56 @@ def workdir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def start_agent(workdir: Path) -> Iterator[Callable[..., AgentProcess]]:
-    """start_agent(name, tls=True, **settings) -> a running agent."""
+def make_luns(workdir: Path) -> Iterator[Callable[..., list[str]]]:
+    """make_luns(count, size) -> loop devices on sparse files: LUNs that every host sees."""
+    made: list[str] = []
+
+    def make(count: int, size: int = 20 * GIB) -> list[str]:
+        first = len(made)
+        for number in range(first, first + count):
+            path = workdir / f"lun-{number}"
+            with path.open("wb") as file:
+                file.truncate(size)
+            made.append(_run("losetup", "--find", "--show", "--direct-io=off", str(path)).strip())
+        return made[first:]
+
+    yield make
+    for loop in made:
+        _run("losetup", "--detach", loop)
+
+
+@pytest.fixture(scope="module")
+def make_standin(
+    workdir: Path, make_luns: Callable[..., list[str]]
+) -> Iterator[Callable[[str], StandInProcess]]:
+    """make_standin(name) -> a running stand-in of device-mapper for one host."""
+    started: list[StandInProcess] = []
+
+    def make(name: str = "standin") -> StandInProcess:
+        standin = StandInProcess(workdir / name)
+        standin.start()
+        started.append(standin)
+        return standin
+
+    yield make
+    left = [text for standin in started for text in standin.stop()]
+    assert left == []
+
+
+@pytest.fixture(scope="module")
+def start_agent(
+    workdir: Path, make_standin: Callable[..., StandInProcess]
+) -> Iterator[Callable[..., AgentProcess]]:
+    """start_agent(name, tls=True, standin=None, **settings) -> a running agent."""
     started: list[AgentProcess] = []
 
-    def start(name: str = "agent", tls: bool = True, **settings: str) -> AgentProcess:
-        agent = AgentProcess(workdir / name, tls, settings)
+    def start(
+        name: str = "agent",
+        tls: bool = True,
+        standin: StandInProcess | None = None,
+        **settings: str,
+    ) -> AgentProcess:
+        agent = AgentProcess(workdir / name, tls, settings, standin)
         agent.start()
         started.append(agent)
         return agent

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from functional.engine.host import Host
+from functional.standin.process import ROOT, StandInProcess
 from vdsm_storage.schema.loader import Schema
 
 BIN = Path(sys.executable).parent
@@ -21,11 +22,21 @@ ANSWER = re.compile(r" ([A-Z]\w+\.\w+) -> (-?\d+) ")
 
 
 class AgentProcess:
-    """`settings` as section__option="value"; replies are checked against the schema."""
+    """`settings` as section__option="value"; replies are checked against the schema.
 
-    def __init__(self, directory: Path, tls: bool, settings: dict[str, str]) -> None:
+    With `standin`, which must run, the agent uses that in place of device-mapper.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        tls: bool,
+        settings: dict[str, str],
+        standin: StandInProcess | None = None,
+    ) -> None:
         self.dir = directory
         self.tls = tls
+        self.standin = standin
         self.settings = {
             "rpc__check_replies": "true",
             # One second is too little where several tests fsync on one slow disk: sanlock would
@@ -38,12 +49,14 @@ class AgentProcess:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, crash_point: str = "") -> None:
-        argv = [str(BIN / "vdsm-storaged"), "--dev", str(self.dir)]
+        argv = [*self._program(), "--dev", str(self.dir)]
         for name, value in self.settings.items():
             argv += ["--set", f"{name.replace('__', '.')}={value}"]
         if not self.tls:
             argv.append("--no-tls")
         environment = {**os.environ, "VDSM_STORAGE_TEST_AGENT": str(self.dir)}
+        if self.standin is not None:
+            environment["PYTHONPATH"] = str(ROOT)
         environment.pop("VDSM_STORAGE_CRASH", None)
         if crash_point:
             environment["VDSM_STORAGE_CRASH"] = crash_point
@@ -54,6 +67,12 @@ class AgentProcess:
         words = self.process.stdout.readline().split()
         assert words[:1] == ["ready"], f"no ready line; exit code {self.process.wait(5)}"
         self.port = int(words[1])
+
+    def _program(self) -> list[str]:
+        if self.standin is None:
+            return [str(BIN / "vdsm-storaged")]
+        module = "functional.standin.agent"
+        return [sys.executable, "-P", "-m", module, "--standin", self.standin.socket]
 
     def host(self, name: str, host_id: int) -> Host:
         """What the engine has of it."""

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from vdsm_storage import config as configuration
 from vdsm_storage.agent import Agent
@@ -18,7 +19,8 @@ from vdsm_storage.errors import AgentError, InvalidConfiguration
 from vdsm_storage.host import sockets
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, make_agent: Callable[..., Agent] = Agent) -> int:
+    """`make_agent` takes what Agent takes."""
     arguments = _parser().parse_args(argv)
     try:
         config = _config(arguments)
@@ -40,15 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     if turn.after_stuck:
         sockets.close_listeners(config.addresses.management_port)
     try:
-        return asyncio.run(_serve(config, arguments.dev is not None))
+        return asyncio.run(_serve(config, arguments.dev is not None, make_agent))
     except (AgentError, OSError) as error:
         return _complain(error)
     finally:
         os.close(turn.fd)
 
 
-async def _serve(config: Config, dev: bool) -> int:
-    agent = Agent(config, dev=dev, crash_point=os.environ.get("VDSM_STORAGE_CRASH"))
+async def _serve(config: Config, dev: bool, make_agent: Callable[..., Agent]) -> int:
+    agent = make_agent(config, dev=dev, crash_point=os.environ.get("VDSM_STORAGE_CRASH"))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an agent gets in place of device-mapper: lvm/activation.py's interface, by a stand-in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from functional.standin.process import Channel
+from vdsm_storage.errors import (
+    CannotActivateLogicalVolume,
+    CannotDeactivateLogicalVolume,
+    LogicalVolumeDoesNotExist,
+    LogicalVolumeRefreshError,
+)
+from vdsm_storage.lvm.activation import ActiveLv, GroupView
+from vdsm_storage.lvm.model import VolumeGroup
+
+Place = tuple[str, int, int]  # device, offset and length in bytes
+
+
+class StandIn:
+    """`socket` is that of the stand-in's daemon, in the directory where it keeps its links."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+        self._dev = os.path.join(os.path.dirname(socket), "dev")
+
+    def path(self, vg: str, lv: str) -> str:
+        return os.path.join(self._dev, vg, lv)
+
+    def activate(self, group: GroupView, lvs: Sequence[str]) -> None:
+        missing = [lv for lv in lvs if not os.path.exists(self.path(group.name, lv))]
+        if not missing:
+            return
+        vg, devices = group.read(), group.devices()
+        with self._channel() as channel:
+            for lv in missing:
+                try:
+                    channel.call(
+                        "activate", vg=vg.name, lv=lv, segments=places(vg, devices, lv)
+                    )
+                except OSError as error:
+                    raise CannotActivateLogicalVolume(
+                        vg=vg.name, lv=lv, reason=str(error)
+                    ) from error
+
+    def deactivate(self, group: GroupView, lvs: Sequence[str]) -> None:
+        with self._channel() as channel:
+            for lv in lvs:
+                try:
+                    channel.call("deactivate", vg=group.name, lv=lv)
+                except OSError as error:
+                    raise CannotDeactivateLogicalVolume(
+                        vg=group.name, lv=lv, reason=str(error)
+                    ) from error
+
+    def refresh(self, group: GroupView, lvs: Sequence[str]) -> None:
+        vg, devices = group.read(), group.devices()
+        with self._channel() as channel:
+            for lv in lvs:
+                try:
+                    channel.call("refresh", vg=vg.name, lv=lv, segments=places(vg, devices, lv))
+                except OSError as error:
+                    raise LogicalVolumeRefreshError(
+                        vg=vg.name, lv=lv, reason=str(error)
+                    ) from error
+
+    def active(self, vg: str) -> Mapping[str, ActiveLv]:
+        with self._channel() as channel:
+            found = channel.call("active", vg=vg)
+        return {
+            lv: ActiveLv(size=one["size"], open=len(one["users"])) for lv, one in found.items()
+        }
+
+    @contextlib.contextmanager
+    def _channel(self) -> Iterator[Channel]:
+        channel = Channel(self._socket)
+        try:
+            yield channel
+        finally:
+            channel.close()
+
+
+def places(vg: VolumeGroup, devices: Mapping[str, str], lv: str) -> list[Place]:
+    """Where a volume's bytes are, in their order."""
+    if lv not in vg.lvs:
+        raise LogicalVolumeDoesNotExist(vg=vg.name, lv=lv)
+    found = []
+    for segment in sorted(vg.lvs[lv].segments, key=lambda one: one.start):
+        pv = vg.pvs[segment.pv]
+        start = pv.pe_start + segment.pv_start * vg.extent_size
+        found.append((devices[pv.uuid], start, segment.count * vg.extent_size))
+    return found
