@@ -219,7 +219,7 @@ def _label(device: str, number: int, sector: bytes) -> Label | None:
 
 def _extents(sector: bytes, at: int) -> tuple[list[Area], int]:
     """A list of places that zeros end, and where it ends."""
-    found = []
+    found: list[Area] = []
     while True:
         offset, size = _EXTENT.unpack_from(sector, at)
         at += _EXTENT.size
