@@ -65,6 +65,7 @@ _LV: Final = re.compile(
 )
 _LVS_BEGIN: Final = b"\nlogical_volumes {\n"
 _LV_END: Final = b"\n}\n}\n"
+_SEQNO: Final = re.compile(rb"\n\s*seqno = (\d{1,18})\n")
 _NAME_AND_ID: Final = re.compile(rb'([^\s{}"]+) \{\s*id = "([^"\n]*)"')
 
 log = logging.getLogger("lvm.text")
@@ -79,6 +80,12 @@ def name_and_id(start: bytes) -> tuple[str, str] | None:
     """The group's name and id from the first bytes of its text; None if it is something else."""
     match = _NAME_AND_ID.match(start)
     return (match[1].decode("latin-1"), match[2].decode("latin-1")) if match else None
+
+
+def seqno_of(text: bytes) -> int:
+    """The number of the commit that wrote the text; -1 if it has none."""
+    match = _SEQNO.search(text)
+    return int(match[1]) if match else -1
 
 
 class IncrementalParser:
