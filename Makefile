@@ -8,7 +8,7 @@ TESTS ?= tests functional
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint check test bench run docs rpm clean
+.PHONY: help venv demo lint check test lab bench run docs rpm clean
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ check: venv ## the tests alone; TESTS=tests/images narrows, WORKERS=0 for one pr
 
 test: lint ## everything that continuous integration runs
 	@scripts/run-tests -n $(WORKERS) $(TESTS)
+
+lab: venv ## the tests that need device-mapper or several hosts, in guests (functional/lab)
+	@scripts/run-tests -n $(WORKERS) functional/lab_tests functional/test_cluster.py
 
 bench: venv ## every promise that is measured; fails when one is not kept
 	@failed=; for script in $$(grep -l __main__ benchmarks/*.py); do \
