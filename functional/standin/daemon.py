@@ -11,14 +11,17 @@ DIRECTORY/dev/<vg>/<lv> is a link to that device.  DIRECTORY/socket takes JSON l
     {"do": "refresh", ...the same}   an active volume gets a new mapping and size, while in use
     {"do": "deactivate", "vg": VG, "lv": LV}    EBUSY when somebody has it open, as in device-mapper
     {"do": "active", "vg": VG}               -> {lv: {"size": bytes, "device": path, "users": []}}
+    {"do": "lun", "device": DEVICE}   -> a device of this host's own for a LUN that all hosts share
     {"do": "fault", "target": TARGET, "mode": "hang" | "error" | "", "ops": ["read", "write"]}
     {"do": "drop"}                              requests that hang fail now; the fault stays
     {"do": "clear"}                             all faults are lifted
     {"do": "held"}                              how many requests hang
     {"do": "shutdown"}
 
-TARGET is "vg/lv", the path of a physical volume's device, or "*".  The answer is
-{"ok": true, "result": ...} or {"ok": false, "errno": N, "error": text}.
+TARGET is "vg/lv", "*", or a physical volume's device: all on it has the fault.  The device
+may be named as all hosts see it, or by this host's own device for it; what reads and writes the LUN
+itself (LVM) has the fault only if it uses the latter.  The answer is {"ok": true, "result": ...} or
+{"ok": false, "errno": N, "error": text}.
 
 The child exists because a process that opens its own FUSE files cannot always be killed.
 """
@@ -40,8 +43,9 @@ from typing import Any, Final
 
 from functional.standin import loops
 
-PATIENCE: Final = 0.2  # seconds that a device may still be open by a program that ends
+PATIENCE: Final = 1.0  # seconds that a device may still be open by a program that ends
 SEPARATOR: Final = "@"  # in no name of LVM's
+LUNS: Final = "luns"  # the group of the devices that stand for whole LUNs
 BOTH: Final = ("read", "write")
 
 
@@ -62,7 +66,9 @@ class StandIn:
             path.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._active: dict[tuple[str, str], Active] = {}
+        self._luns: dict[str, str] = {}  # this host's device -> the shared one
         self._pipe = threading.Lock()
+        self._attaching = threading.Lock()  # or our own threads would snatch devices from each other
         self._mapper = subprocess.Popen(
             [sys.executable, "-P", "-m", "functional.standin.mapper", str(self._mount)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -98,9 +104,10 @@ class StandIn:
             if active.device:
                 return active.device
             name = f"{vg}{SEPARATOR}{lv}"
-            active.size = self._map("map", name=name, segments=segments)
+            active.size = self._map("map", name=name, segments=self._shared(segments))
             try:
-                active.device = loops.attach(str(self._mount / name))
+                with self._attaching:
+                    active.device = loops.attach(str(self._mount / name))
             except OSError:
                 self._map("unmap", name=name)
                 raise
@@ -110,12 +117,24 @@ class StandIn:
             link.symlink_to(active.device)
             return active.device
 
+    def do_lun(self, device: str) -> str:
+        with loops.opened(device) as fd:
+            size = os.lseek(fd, 0, os.SEEK_END)
+        name = os.path.basename(device)
+        own = self.do_activate(LUNS, name, [[device, 0, size]])
+        self._luns[own] = device
+        return own
+
+    def _shared(self, segments: list[Any]) -> list[Any]:
+        """A volume's mapping does not go through our own file system a second time."""
+        return [[self._luns.get(device, device), *rest] for device, *rest in segments]
+
     def do_refresh(self, vg: str, lv: str, segments: list[Any]) -> None:
         active = self._entry(vg, lv)
         with active.lock:
             if active.device:
                 name = f"{vg}{SEPARATOR}{lv}"
-                active.size = self._map("map", name=name, segments=segments)
+                active.size = self._map("map", name=name, segments=self._shared(segments))
                 os.stat(self._mount / name)  # the kernel learns the file's size
                 loops.grow(active.device)
 
@@ -147,7 +166,7 @@ class StandIn:
         """How many requests that hung were done now."""
         lv = not target.startswith("/") and target != "*"
         name = target.replace("/", SEPARATOR) if lv else "*"
-        device = "*" if lv or target == "*" else target
+        device = "*" if lv or target == "*" else self._luns.get(target, target)
         return int(self._map("fault", name=name, device=device, mode=mode, ops=ops))
 
     def do_clear(self) -> int:

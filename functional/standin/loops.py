@@ -23,7 +23,7 @@ CONFIG: Final = struct.Struct("<II")
 RESERVED: Final = 64  # bytes at the end of a configuration
 FLAGS: Final = 8  # index of the flags in INFO
 DIRECT_IO, AUTOCLEAR = 16, 4
-TRIES: Final = 50
+TRIES: Final = 500
 
 
 def attach(path: str) -> str:
@@ -32,15 +32,17 @@ def attach(path: str) -> str:
     for _ in range(TRIES):
         with opened("/dev/loop-control") as control:
             device = f"/dev/loop{fcntl.ioctl(control, CTL_GET_FREE)}"
-        with opened(path) as backing, opened(device) as loop:
-            try:
+        try:
+            with opened(path) as backing, opened(device) as loop:
                 config = CONFIG.pack(backing, 512) + info + bytes(RESERVED)
                 fcntl.ioctl(loop, CONFIGURE, config)
-            except OSError as error:
-                if error.errno != errno.EBUSY:  # somebody else was quicker
-                    raise
-            else:
-                return device
+        except OSError as error:
+            # Somebody else was quicker, or is just leaving it.
+            if error.errno not in (errno.EBUSY, errno.ENXIO):
+                raise
+            time.sleep(0.005)
+        else:
+            return device
     raise OSError(errno.EBUSY, "no loop device is free")
 
 

@@ -88,6 +88,10 @@ class StandInProcess:
         found: dict[str, dict[str, Any]] = self.call("active", vg=vg)
         return found
 
+    def lun(self, device: str) -> str:
+        """This host's own device for a LUN that all hosts share."""
+        return str(self.call("lun", device=device))
+
     # -- harm --------------------------------------------------------------------------------
 
     def hang(self, target: str, *ops: str) -> None:
