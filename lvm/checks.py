@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""May a device become a physical volume?  Looked at before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vdsm_storage.errors import (
+    AgentError,
+    DeviceBlockSizeError,
+    ForbiddenPhysicalVolumeOperation,
+    InaccessiblePhysDev,
+    LvmCommandError,
+    PartitionedPhysDev,
+    PhysDevInitializationError,
+    VolumeGroupBlockSizeError,
+)
+from vdsm_storage.lvm import devices as block
+from vdsm_storage.lvm.command import Lvm
+from vdsm_storage.lvm.model import PhysicalVolume, VolumeGroup
+from vdsm_storage.lvm.report import JSON, parse_report
+from vdsm_storage.lvm.scan import Found, Scanner, Seen, groups_of
+
+DOMAIN_TAG: Final = "RHAT_storage_domain"  # and ..._UNREADY while a domain is being made
+SECTOR: Final = 512  # bytes; the format of block domains has no other
+METADATA: Final = "metadata"  # the volume of a domain that begins at extent 0 of the first device
+PROBE: Final = 20.0  # seconds for blkid
+
+
+def is_domain(tags: Sequence[str]) -> bool:
+    """Whether a group with these tags is a storage domain, or is becoming one."""
+    return any(tag.startswith(DOMAIN_TAG) for tag in tags)
+
+
+def forbid_metadata_pv(model: VolumeGroup, pv: PhysicalVolume, device: str) -> None:
+    """The format wants the domain's metadata at extent 0 of the device that has LVM's metadata
+    in use, which is the group's first.  Raises ForbiddenPhysicalVolumeOperation (617).
+    """
+    first = next(iter(model.pvs.values()))
+    lv = model.lvs.get(METADATA)
+    place = lv.segments[0].pv if lv is not None and lv.segments else first.name
+    if pv.name in (first.name, place):
+        raise ForbiddenPhysicalVolumeOperation(
+            device=device, reason=f"it has the metadata of {model.name}, which stays where it is"
+        )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The devices that shall be used, and the groups that they may be in."""
+
+    seen: Mapping[str, Seen]
+    groups: Sequence[Found]
+
+    def group_of(self, device: str) -> Found | None:
+        label = self.seen[device].label
+        if label is None:
+            return None
+        return next((found for found in self.groups if label.pv_uuid in found.devices), None)
+
+
+class Checks:
+    def __init__(self, lvm: Lvm, scanner: Scanner) -> None:
+        self._lvm = lvm
+        self._scanner = scanner
+
+    def usable(
+        self, vg: str, devices: Sequence[str], candidates: Sequence[str], force: bool
+    ) -> None:
+        """Raises what is wrong with the first device that cannot be used."""
+        missing = [device for device in devices if block.number(device) is None]
+        if missing or not devices:
+            raise InaccessiblePhysDev(devices=", ".join(missing) or "(none given)")
+        if len({block.number(device) for device in devices}) < len(devices):
+            reason = "it is given twice"
+            raise PhysDevInitializationError(device=", ".join(devices), reason=reason)
+        look = self._look(devices, candidates)
+        silent = [device for device in devices if device not in look.seen]
+        if silent:
+            raise InaccessiblePhysDev(devices=", ".join(silent))
+        sizes = {device: block.sector_size(device) for device in devices}
+        for device in devices:
+            if len(set(sizes.values())) == 1 and sizes[device] != SECTOR:
+                raise DeviceBlockSizeError(device=device, size=sizes[device])
+        if len(set(sizes.values())) > 1:
+            raise VolumeGroupBlockSizeError(
+                vg=vg, devices=", ".join(f"{d} ({size})" for d, size in sizes.items())
+            )
+        for device in devices:
+            for error in self._wrong(device, look, force):
+                raise error
+
+    def why_not(self, device: str, candidates: Sequence[str]) -> str | None:
+        try:
+            self.usable("-", [device], candidates, force=False)
+        except AgentError as error:
+            return str(error)
+        except OSError as error:
+            return f"{device}: {error.strerror}"
+        return None
+
+    def _look(self, devices: Sequence[str], candidates: Sequence[str]) -> _Look:
+        seen = self._scanner.look([*devices, *candidates])
+        return _Look(seen, groups_of(seen))
+
+    def _wrong(self, device: str, look: _Look, force: bool) -> Iterator[AgentError]:
+        found = look.group_of(device)
+        if found is not None and (is_domain(found.tags) or not force):
+            what = "storage domain" if is_domain(found.tags) else "volume group"
+            yield _used(device, f"it belongs to {what} {found.name}: remove that first")
+        if block.partition_table(device, PROBE):
+            yield PartitionedPhysDev(device=device)
+        if block.in_use(device):
+            yield _used(device, f"it is in use on this host, {self._by(device)}")
+        if force:
+            return
+        label = look.seen[device].label
+        if label is not None and found is None and self._claimed(device):
+            yield _used(device, "it belongs to a volume group whose other devices are not here")
+        if words := block.what_is_on(device, PROBE):
+            yield _used(device, f"{words}; force takes it nevertheless")
+
+    def _by(self, device: str) -> str:
+        return ", ".join(block.users(device)) or "mounted or taken by a program"
+
+    def _claimed(self, device: str) -> bool:
+        """Whether its label says that a group has it, though no group was found."""
+        argv = ["pvs", *JSON, "-o", "pv_in_use", device]
+        try:
+            (row,) = parse_report(self._lvm.run(argv, [device]).stdout)["pv"]
+        except (LvmCommandError, ValueError, KeyError):
+            return True
+        return bool(row["pv_in_use"])
+
+
+def _used(device: str, reason: str) -> AgentError:
+    return PhysDevInitializationError(device=device, reason=reason)

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One volume group in use: cheap reads, and changes of many callers in few commits.
+
+Callers of `apply` that come while a commit is under way wait together; one of them then carries
+out the changes of all.  One difference is one of lvm's commands; more are one vgcfgrestore of the
+text with all of them in it (editor.py), which is one write and one commit, whatever their number.
+
+What a command did is never guessed: the metadata is read again, and what it says is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from vdsm_storage.errors import (
+    AgentError,
+    CommandTimeout,
+    InaccessiblePhysDev,
+    LvmCommandError,
+    ResourceExhausted,
+    UnexpectedVolumeGroupMetadata,
+)
+from vdsm_storage.lvm.archive import Archive
+from vdsm_storage.lvm.changes import Change
+from vdsm_storage.lvm.command import Lvm
+from vdsm_storage.lvm.editor import NotEditable, Stamp, edit
+from vdsm_storage.lvm.model import VolumeGroup
+from vdsm_storage.lvm.native import Native, natives
+from vdsm_storage.lvm.plan import Plan, make_plan
+
+log = logging.getLogger("lvm.group")
+
+TRIES: Final = 3  # times that a plan is made anew because the group changed under it
+UNKNOWN_OUTCOME: Final = (LvmCommandError, CommandTimeout)
+
+
+class Metadata(Protocol):
+    """Where the group is read from (lvm.cache.CachedGroup)."""
+
+    def read(self) -> VolumeGroup: ...
+
+    def text(self) -> tuple[bytes, VolumeGroup]: ...
+
+    def devices(self) -> Mapping[str, str]: ...
+
+    def forget(self) -> None: ...
+
+
+@dataclass
+class _Request:
+    changes: Sequence[Change]
+    done: bool = False
+    error: AgentError | None = None
+
+    def end(self, error: AgentError | None = None) -> None:
+        self.done = True
+        self.error = error
+
+
+@dataclass
+class Group:
+    """One object a volume group and process: what it keeps apart are its own callers."""
+
+    name: str
+    metadata: Metadata
+    lvm: Lvm
+    archive: Archive
+    clock: Callable[[], float] = time.time
+    _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _waiting: list[_Request] = field(default_factory=list, init=False)
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def read(self) -> VolumeGroup:
+        """As it is now; cheap while nothing changed.  Raises VolumeGroupDoesNotExist (506)."""
+        return self.metadata.read()
+
+    def devices(self) -> Mapping[str, str]:
+        """Device by id of the physical volume."""
+        return self.metadata.devices()
+
+    def all_devices(self, group: VolumeGroup) -> Mapping[str, str]:
+        """Device by id of the physical volume.  Raises InaccessiblePhysDev (606)."""
+        devices = self.devices()
+        missing = [pv for pv in group.pvs.values() if pv.uuid not in devices]
+        if missing:
+            self.forget()
+            devices = self.devices()
+        gone = [f"{pv.device} ({pv.uuid})" for pv in missing if pv.uuid not in devices]
+        gone += [f"{pv.device} ({pv.uuid})" for pv in group.pvs.values() if pv.missing]
+        if gone:
+            raise InaccessiblePhysDev(devices=", ".join(dict.fromkeys(gone)))
+        return {pv.uuid: devices[pv.uuid] for pv in group.pvs.values()}
+
+    def forget(self) -> None:
+        """Read everything anew next time: devices came or went."""
+        self.metadata.forget()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No change is made to the group by others in this process meanwhile."""
+        with self._turn:
+            yield
+
+    def apply(self, *changes: Change) -> VolumeGroup:
+        """Make all the changes, or none; gives the group as it is then.
+
+        The caller holds the lock of the domain between hosts.  The error is that of the change
+        that cannot be made: 604 exists, 610 no such volume, 504 no space, 606 a device is not
+        there, 550/551/554/572 lvm failed to create, remove, resize, retag.
+        """
+        request = _Request(changes)
+        with self._mutex:
+            self._waiting.append(request)
+        with self._turn:
+            if not request.done:
+                with self._mutex:
+                    batch, self._waiting = self._waiting, []
+                self._commit_all(batch)
+        if request.error is not None:
+            raise request.error
+        return self.read()
+
+    # -- one commit --------------------------------------------------------------------------
+
+    def _commit_all(self, batch: Sequence[_Request]) -> None:
+        try:
+            self._commit(batch)
+        except AgentError as error:
+            for request in batch:
+                if not request.done:
+                    request.end(_copy(error))
+        except BaseException as error:
+            for request in batch:
+                if not request.done:
+                    request.end(AgentError(reason=f"volume group {self.name}: {error}"))
+            raise
+
+    def _commit(self, batch: Sequence[_Request]) -> None:
+        for _ in range(TRIES):
+            text, group = self._text()
+            devices = self.all_devices(group)
+            open_ones = [request for request in batch if not request.done]
+            plan = make_plan(group, [request.changes for request in open_ones])
+            if plan.changes and self.read().seqno != group.seqno:
+                continue
+            self._carry_out(plan, text, devices, open_ones)
+            return
+        raise UnexpectedVolumeGroupMetadata(
+            vg=self.name, reason="something else changes it without the domain's lock; try again"
+        )
+
+    def _carry_out(
+        self,
+        plan: Plan,
+        text: bytes | None,
+        devices: Mapping[str, str],
+        requests: Sequence[_Request],
+    ) -> None:
+        for request, error in zip(requests, plan.errors, strict=True):
+            if error is not None:
+                request.end(error)
+        alive = [(n, request) for n, request in enumerate(requests) if not request.done]
+        failure: AgentError | None = None
+        if plan.changes:
+            failure = self._write(plan, text, devices)
+            group = self._read_again()
+        else:
+            group = plan.before
+        left: list[_Request] = []
+        for number, request in alive:
+            if plan.reached(group, number):
+                request.end()
+            else:
+                left.append(request)
+        for request in left:
+            request.end(self._singly(request.changes, failure))
+
+    def _write(
+        self, plan: Plan, text: bytes | None, devices: Mapping[str, str]
+    ) -> AgentError | None:
+        """The failure of lvm, after which nothing or everything may have happened."""
+        commands = natives(plan, devices, self.lvm.version)
+        if text is not None and _takes_away(plan):
+            self.archive.keep(self.name, plan.before.seqno, text)
+        try:
+            if len(commands) == 1:
+                self._run(commands[0].argv, devices)
+            elif text is None:
+                return LvmCommandError(command="-", vg=self.name, reason="there is no text")
+            else:
+                self._restore(plan, text, devices)
+        except NotEditable as error:
+            log.warning("volume group %s: %s; changes are made one by one", self.name, error)
+            return LvmCommandError(command="vgcfgrestore", vg=self.name, reason=error)
+        except UNKNOWN_OUTCOME as error:
+            log.warning("volume group %s: %s", self.name, error)
+            return _meaning(error, commands[0]) if len(commands) == 1 else error
+        return None
+
+    def _restore(self, plan: Plan, text: bytes, devices: Mapping[str, str]) -> None:
+        stamp = Stamp(os.uname().nodename, int(self.clock()))
+        new = edit(text, plan, stamp)
+        path = os.path.join(self.lvm.directory, f"{self.name}.restore")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(new)
+            self._run(["vgcfgrestore", "--yes", "--file", path, self.name], devices)
+        finally:
+            os.unlink(path)
+
+    def _run(self, argv: Sequence[str], devices: Mapping[str, str]) -> None:
+        self.lvm.run(argv, sorted(devices.values()), vg=self.name)
+
+    # -- the other way -----------------------------------------------------------------------
+
+    def _singly(self, changes: Sequence[Change], failure: AgentError | None) -> AgentError | None:
+        """One caller's changes by lvm's single commands, after the commit of all failed.
+
+        What was made is taken back when a later one fails.
+        """
+        if isinstance(failure, CommandTimeout | ResourceExhausted):
+            return failure  # the storage hangs: more commands would only hang as well
+        self.forget()  # a device may have another name now
+        _, group = self._text()
+        devices = self.all_devices(group)
+        plan = make_plan(group, [changes])
+        if plan.errors[0] is not None:
+            return plan.errors[0]
+        error = self._run_all(plan, devices)
+        now = self._read_again()
+        if plan.reached(now, 0):
+            return None
+        if error is None:
+            reason = "lvm reports success, but the change is not in it"
+            error = UnexpectedVolumeGroupMetadata(vg=self.name, reason=reason)
+        back = Plan(now, group, plan.errors, plan.touched)
+        if back.changes and (undo := self._run_all(back, devices)):
+            log.error("volume group %s: half a change stays: %s", self.name, undo)
+        return error
+
+    def _run_all(self, plan: Plan, devices: Mapping[str, str]) -> AgentError | None:
+        for native in natives(plan, devices, self.lvm.version):
+            try:
+                self._run(native.argv, devices)
+            except UNKNOWN_OUTCOME as error:
+                return _meaning(error, native)
+        return None
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _text(self) -> tuple[bytes | None, VolumeGroup]:
+        try:
+            return self.metadata.text()
+        except UnexpectedVolumeGroupMetadata as error:
+            log.warning("%s", error)
+            return None, self.read()
+
+    def _read_again(self) -> VolumeGroup:
+        try:
+            return self.read()
+        except AgentError:
+            self.forget()
+            return self.read()
+
+
+def _takes_away(plan: Plan) -> bool:
+    """Whether someone might want the earlier metadata back: volumes go or shrink, or the text is
+    written by us, not by lvm's own command.
+    """
+    differences = list(plan.differences())
+    return len(differences) + plan.retags_group > 1 or any(
+        new is None or (old is not None and new.extents < old.extents) for old, new in differences
+    )
+
+
+def _meaning(error: AgentError, native: Native) -> AgentError:
+    """What lvm's failure means to who asked for the change; a timeout stays one."""
+    if isinstance(error, LvmCommandError):
+        meaning = native.failed(str(error.facts["reason"]))
+        meaning.__cause__ = error
+        return meaning
+    return error
+
+
+def _copy(error: AgentError) -> AgentError:
+    """Each thread raises an error of its own: a traceback grows with each."""
+    copy = type(error)(**error.facts)
+    copy.__cause__ = error
+    return copy

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Volume groups found by reading the devices themselves, each in a lane of its own.
+
+A device that hangs is waited for once, for a bounded time; until it has answered it is left out
+and not asked again, so that it costs the next scan nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from vdsm_storage.errors import AgentError
+from vdsm_storage.lvm.labels import (
+    Area,
+    DamageError,
+    Header,
+    Label,
+    find_label,
+    read_header,
+    read_text,
+)
+from vdsm_storage.lvm.model import VolumeGroup
+from vdsm_storage.lvm.text import TextError, parse_group
+
+Ask = Callable[[str, Callable[[], Any], float], "Future[Any]"]
+
+_VOLUMES = b"\nlogical_volumes {\n"
+
+log = logging.getLogger("lvm.scan")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was read from one device; `heads` are the groups of its metadata areas, without their
+    logical volumes (of which there may be thousands), `raw` the headers that prove them.
+    """
+
+    label: Label | None
+    raw: tuple[bytes, ...] = ()
+    heads: tuple[VolumeGroup, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A volume group.  `devices` by id of the physical volume, None for one not seen;
+    `head` is the group without its logical volumes; `doubles` are several devices that say to be
+    one same physical volume.
+    """
+
+    name: str
+    uuid: str
+    seqno: int
+    tags: tuple[str, ...]
+    devices: Mapping[str, str | None]
+    head: VolumeGroup
+    doubles: tuple[str, ...] = ()
+
+
+@dataclass
+class Scanner:
+    """`ask(key, call, timeout)` runs `call` in the lane `key` (Lanes.submit)."""
+
+    ask: Ask
+    timeout: float
+    _owing: dict[str, Future[Seen]] = field(default_factory=dict, init=False)
+    _seen: dict[str, Seen] = field(default_factory=dict, init=False)
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def look(self, devices: Sequence[str]) -> dict[str, Seen]:
+        """What is on the devices that answer in time; those that cannot be read are left out."""
+        asked = {device: self._ask(device) for device in dict.fromkeys(devices)}
+        wait([future for future in asked.values() if future is not None], self.timeout)
+        found: dict[str, Seen] = {}
+        for device, future in asked.items():
+            if future is None or not future.done():
+                log.warning("%s does not answer; it is left out", device)
+            elif (seen := self._result(device, future)) is not None:
+                found[device] = seen
+        return found
+
+    def _ask(self, device: str) -> Future[Seen] | None:
+        """None while it owes the answer to an earlier question."""
+        with self._mutex:
+            before = self._owing.get(device)
+            if before is not None and not before.done():
+                return None
+            known = self._seen.get(device)
+            try:
+                future = self.ask(f"device {device}", lambda: see(device, known), self.timeout)
+            except AgentError as error:
+                log.warning("%s cannot be asked: %s", device, error)
+                return None
+            self._owing[device] = future
+            return future
+
+    def _result(self, device: str, future: Future[Seen]) -> Seen | None:
+        with self._mutex:
+            if self._owing.get(device) is future:
+                del self._owing[device]
+            try:
+                seen = future.result(0)
+            except (OSError, AgentError) as error:
+                log.warning("%s cannot be read: %s", device, error)
+                self._seen.pop(device, None)
+                return None
+            self._seen[device] = seen
+            return seen
+
+
+def see(device: str, known: Seen | None = None) -> Seen:
+    """Read a device; what `known` proves is not read again.  Raises OSError."""
+    try:
+        label = find_label(device)
+    except DamageError as error:
+        log.warning("%s", error)
+        return Seen(None)
+    if label is None:
+        return Seen(None)
+    headers: list[tuple[Area, Header]] = []
+    for area in label.areas:
+        try:
+            headers.append((area, read_header(device, area)))
+        except DamageError as error:
+            log.warning("%s", error)
+    raw = tuple(header.raw for _, header in headers)
+    if known is not None and known.label == label and known.raw == raw:
+        return known
+    heads = [_head(device, area, header) for area, header in headers]
+    return Seen(label, raw, tuple(head for head in heads if head is not None))
+
+
+def _head(device: str, area: Area, header: Header) -> VolumeGroup | None:
+    if header.ignored or header.location is None:
+        return None
+    try:
+        return parse_head(read_text(device, area, header.location))
+    except (DamageError, TextError) as error:
+        log.warning("%s: %s", device, error)
+        return None
+
+
+def parse_head(text: bytes) -> VolumeGroup:
+    """A group's text without its logical volumes.  Raises TextError."""
+    begin = text.find(_VOLUMES)
+    return parse_group(text if begin < 0 else text[:begin] + b"\n}\n")
+
+
+def groups_of(seen: Mapping[str, Seen]) -> list[Found]:
+    """The groups that stand on the devices, by the newest copy of each one's metadata."""
+    newest: dict[str, VolumeGroup] = {}
+    devices: dict[str, list[str]] = {}
+    for device, what in seen.items():
+        if what.label is not None:
+            devices.setdefault(what.label.pv_uuid, []).append(device)
+        for head in what.heads:
+            if head.uuid not in newest or newest[head.uuid].seqno < head.seqno:
+                newest[head.uuid] = head
+    return [_found(head, devices) for head in newest.values()]
+
+
+def _found(head: VolumeGroup, devices: Mapping[str, Sequence[str]]) -> Found:
+    rows = {pv.uuid: devices.get(pv.uuid, ()) for pv in head.pvs.values()}
+    return Found(
+        name=head.name,
+        uuid=head.uuid,
+        seqno=head.seqno,
+        tags=head.tags,
+        devices={uuid: row[0] if row else None for uuid, row in rows.items()},
+        head=head,
+        doubles=tuple(device for row in rows.values() if len(row) > 1 for device in row),
+    )
