@@ -612,6 +612,30 @@ class IsSpm(AgentError):
     template = "This host is the storage pool manager of {pool}; call StoragePool.spmStop first"
 
 
+class MailboxFull(AgentError):
+    code = 1100
+    template = (
+        "Volume {volume} cannot be extended now: all {limit} messages of this host wait for the"
+        " storage pool manager. See that one runs and can extend volumes, then try again"
+    )
+
+
+class ExtendNotAnswered(AgentError):
+    code = 206
+    template = (
+        "No storage pool manager extended volume {volume} of domain {domain} to {size} bytes in"
+        " {seconds} s ({reason}). See that one runs and that this host can write {mailbox}"
+    )
+
+
+class ExtendRefused(AgentError):
+    code = 206
+    template = (
+        "The storage pool manager could not extend volume {volume} of domain {domain} to {size}"
+        " bytes: its log has the reason, which mostly is that the domain is full"
+    )
+
+
 class NotABackupDomain(AgentError):
     code = 378
     template = "Storage domain {domain} is a data domain; only export domains keep copies of VMs"
@@ -943,3 +967,22 @@ class NoSuchPhysicalVolume(AgentError):
 class NoSuchDestinationPhysicalVolumes(AgentError):
     code = 620
     template = "Volume group {vg} has no devices {missing} to move data to; it has {devices}"
+
+
+class VolumesZeroingError(AgentError):
+    code = 374
+    template = "{device} cannot be zeroed or discarded: {reason}"
+
+
+class MasterFsckError(AgentError):
+    code = 367
+    template = (
+        "The master file system of domain {domain} ({device}) is damaged: {reason}. Repair it with"
+        " fsck, or make another domain the master"
+    )
+
+
+class MasterMountError(AgentError):
+    code = 368
+    template = "The master file system of domain {domain} ({device}) cannot be used: {reason}"
+

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from vdsm_storage.errors import InvalidParameter
+from vdsm_storage.images.store import Wipe
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -42,7 +43,9 @@ def delete(
     discard: bool = False,
 ) -> str:
     """Returns the task."""
-    return ctx.services.images.delete(storagedomainID, imageID)
+    return ctx.services.images.delete(
+        storagedomainID, imageID, Wipe(bool(postZero), bool(discard))
+    )
 
 
 def deleteVolumes(
@@ -57,7 +60,11 @@ def deleteVolumes(
 ) -> str:
     """Returns the task."""
     return ctx.services.images.delete_volumes(
-        storagedomainID, imageID, volumeList, force=bool(force)
+        storagedomainID,
+        imageID,
+        volumeList,
+        force=bool(force),
+        wipe=Wipe(bool(postZero), bool(discard)),
     )
 
 
@@ -82,7 +89,11 @@ def move(
     if operation not in ("COPY", "MOVE"):
         raise InvalidParameter(parameter="operation", value=operation, reason="COPY or MOVE")
     return ctx.services.images.move(
-        storagedomainID, imageID, dstSdUUID, move=operation == "MOVE"
+        storagedomainID,
+        imageID,
+        dstSdUUID,
+        move=operation == "MOVE",
+        wipe=Wipe(bool(postZero), bool(discard)),
     )
 
 

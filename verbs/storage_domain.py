@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from vdsm_storage.domains.lifecycle import CreateRequest
+from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.errors import UnsupportedOnFileDomain
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb

@@ -9,6 +9,7 @@ from typing import Any, Final
 from vdsm_storage.images.copy_volume import CopyVolumeRequest
 from vdsm_storage.images.create import NewVolumeRequest
 from vdsm_storage.images.guard import VolumeRef
+from vdsm_storage.images.store import Wipe
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
@@ -98,8 +99,14 @@ def delete(
     force: bool,
     discard: bool = False,
 ) -> str:
-    """Returns the task.  File systems give freed blocks back zeroed: postZero has no work."""
-    return ctx.services.volumes.delete(storagedomainID, imageID, [volumeID], force=force)
+    """Returns the task.  File systems give freed blocks back zeroed: postZero has no work there."""
+    return ctx.services.volumes.delete(
+        storagedomainID,
+        imageID,
+        [volumeID],
+        force=force,
+        wipe=Wipe(bool(postZero), bool(discard)),
+    )
 
 
 def extendSize(

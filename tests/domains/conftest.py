@@ -19,8 +19,8 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.domains.leasing import DomainLeasing
-from vdsm_storage.domains.lifecycle import CreateRequest
 from vdsm_storage.domains.masters import NewPool
+from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.domains.pool import ACTIVE, Pool
 from vdsm_storage.domains.services import Base, DomainServices
 from vdsm_storage.host.sanlock import Sanlock

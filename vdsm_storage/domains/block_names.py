@@ -183,13 +183,13 @@ class VolumeIndex:
                     half_made = True
             if not image:
                 continue
+            if parent and parent != blank:
+                _append(self._children, parent, name)
             if half_made:
                 initializing.append(name)
                 continue
             into = self._removed if image.startswith(removed) else self._images
             _append(into, image, name)
-            if parent and parent != blank:
-                _append(self._children, parent, name)
         self.slots: frozenset[int] = frozenset(slots)
         self.initializing: tuple[str, ...] = tuple(initializing)
 
@@ -215,7 +215,8 @@ class VolumeIndex:
         return found
 
     def children(self, volume: str) -> tuple[str, ...]:
-        """Names of the volumes whose parent `volume` is, in any image, being deleted or not."""
+        """Names of the volumes whose parent `volume` is, in any image, half made or being deleted
+        too."""
         return _names(self._children.get(PARENT + volume))
 
     def by_slot(self) -> dict[int, str]:

@@ -31,7 +31,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
-from vdsm_storage.images.store import NewVolume, Progress, Sizes, no_progress
+from vdsm_storage.images.store import NewVolume, Progress, Sizes, Wipe, no_progress
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
 LEASE = ".lease"
@@ -216,6 +216,9 @@ class FileStore:
             if tree.remove(fd, volume + META):
                 tree.sync(fd)
 
+    def wipe(self, image: str, volume: str, how: Wipe, progress: Progress = no_progress) -> None:
+        """File systems give freed blocks back zeroed."""
+
     def unmake(self, image: str, volume: str) -> None:
         self.unpublish(image, volume)
         try:
@@ -290,7 +293,7 @@ class FileStore:
                     raise
                 raise CannotShareVolume(volume=name, image=into, reason=error.strerror) from error
 
-    def mark_removed(self, image: str) -> None:
+    def mark_removed(self, image: str, zero: bool = False) -> None:
         """As the protocol says.  Raises ImageDoesNotExistInSD (268)."""
         marked = REMOVED + _check(image)
         with self._tree.directory(IMAGES) as fd:
@@ -306,7 +309,9 @@ class FileStore:
             os.rename(image, marked, src_dir_fd=fd, dst_dir_fd=fd)
             tree.sync(fd)
 
-    def purge(self, image: str) -> None:
+    def purge(
+        self, image: str, discard: bool = False, progress: Progress = no_progress
+    ) -> None:
         marked = REMOVED + _check(image)
         try:
             with self._tree.directory(IMAGES, marked) as fd:
@@ -331,6 +336,15 @@ class FileStore:
 
     def deactivate(self, image: str, volumes: Sequence[str]) -> None:
         """Nothing to do for files."""
+
+    def prepare(self, image: str, volumes: Sequence[str]) -> None:
+        self.activate(image, volumes)
+
+    def release(self, image: str, volumes: Sequence[str]) -> None:
+        """Nothing to do for files."""
+
+    def refresh(self, image: str, volume: str) -> None:
+        self.activate(image, [volume])
 
     # -- inside ------------------------------------------------------------------------------
 

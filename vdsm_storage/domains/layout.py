@@ -25,9 +25,11 @@ from vdsm_storage.base.uuids import is_uuid
 from vdsm_storage.domains import metadata as md
 from vdsm_storage.domains.domain import DomainType
 from vdsm_storage.errors import (
+    InvalidName,
     NoSpaceForDomain,
     StorageDomainBlockSizeMismatch,
     StorageDomainCreationError,
+    StorageDomainDescriptionTooLong,
     StorageDomainPermission,
     StorageDomainUnsupportedTarget,
 )
@@ -75,25 +77,40 @@ class NewDomain:
 
     def metadata(self) -> dict[str, str]:
         """The metadata of a domain that is attached to nothing."""
-        values = {
-            "CLASS": "Data",
-            "DESCRIPTION": self.name,
-            "IOOPTIMEOUTSEC": "10",
-            "LEASERETRIES": "3",
-            "LEASETIMESEC": "60",
-            "LOCKPOLICY": "",
-            "LOCKRENEWALINTERVALSEC": "5",
-            "POOL_UUID": "",
-            "REMOTE_PATH": self.remote_path,
-            "ROLE": md.REGULAR,
-            "SDUUID": self.id,
-            "TYPE": self.type.name,
-            "VERSION": str(self.version),
-        }
+        values = common_metadata(self.id, self.type.name, self.name, self.version)
+        values["REMOTE_PATH"] = self.remote_path
         if self.version >= 5:
             values["BLOCK_SIZE"] = str(self.geometry.block_size)
             values["ALIGNMENT"] = str(self.geometry.alignment)
         return values
+
+
+def check_name(name: str) -> str:
+    """A domain's name as it is stored.  Raises 387, 1001."""
+    name = name.strip()
+    if len(name) > md.DESCRIPTION_LIMIT:
+        raise StorageDomainDescriptionTooLong(name=name, limit=md.DESCRIPTION_LIMIT)
+    if not name.isprintable():
+        raise InvalidName(what="The name", name=name, reason="it has characters without a shape")
+    return name
+
+
+def common_metadata(sd_id: str, kind: str, name: str, version: int) -> dict[str, str]:
+    """What the metadata of a new domain of any type says; it is attached to nothing."""
+    return {
+        "CLASS": "Data",
+        "DESCRIPTION": name,
+        "IOOPTIMEOUTSEC": "10",
+        "LEASERETRIES": "3",
+        "LEASETIMESEC": "60",
+        "LOCKPOLICY": "",
+        "LOCKRENEWALINTERVALSEC": "5",
+        "POOL_UUID": "",
+        "ROLE": md.REGULAR,
+        "SDUUID": sd_id,
+        "TYPE": kind,
+        "VERSION": str(version),
+    }
 
 
 def alignment(block_size: int, hosts: int) -> int:

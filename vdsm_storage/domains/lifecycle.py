@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vdsm_storage.base.locks import Lock, Locks
@@ -16,17 +15,15 @@ from vdsm_storage.domains.connection import Connections
 from vdsm_storage.domains.domain import SUPPORTED_VERSIONS
 from vdsm_storage.domains.family import Found, Leasing
 from vdsm_storage.domains.file import read_metadata
-from vdsm_storage.domains.layout import NewDomain
-from vdsm_storage.domains.metadata import DESCRIPTION_LIMIT
+from vdsm_storage.domains.layout import NewDomain, check_name
+from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.domains.posix import FILE_TYPES
 from vdsm_storage.domains.registry import Registry
 from vdsm_storage.errors import (
     CannotFormatAttached,
     CannotFormatConnected,
-    InvalidName,
     StorageDomainAlreadyExists,
     StorageDomainClassError,
-    StorageDomainDescriptionTooLong,
     StorageDomainDoesNotExist,
     StorageDomainNotEmpty,
     StorageDomainNotMounted,
@@ -43,30 +40,6 @@ CREATE = "domain.create"
 FORMAT = "domain.format"
 BUILT_TYPES = ("LOCALFS", "POSIXFS")
 LOCK_TIMEOUT = 120.0  # seconds to wait for other work on the same connection
-
-
-@dataclass(frozen=True)
-class CreateRequest:
-    """StorageDomain.create's parameters in canonical form; `block_size` 0 is "find out"."""
-
-    id: str
-    type: str
-    remote_path: str
-    name: str
-    klass: str = "Data"
-    version: int | None = None
-    block_size: int = 512
-    max_hosts: int = 250
-
-
-def check_name(name: str) -> str:
-    """A domain's name as it is stored.  Raises 387, 1001."""
-    name = name.strip()
-    if len(name) > DESCRIPTION_LIMIT:
-        raise StorageDomainDescriptionTooLong(name=name, limit=DESCRIPTION_LIMIT)
-    if not name.isprintable():
-        raise InvalidName(what="The name", name=name, reason="it has characters without a shape")
-    return name
 
 
 class Lifecycle:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from vdsm_storage.domains import metadata as md
 from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.hostid import TEMPORARY, host_id
-from vdsm_storage.domains.lifecycle import check_name
+from vdsm_storage.domains.layout import check_name
 from vdsm_storage.domains.members import FREE, in_pool
 from vdsm_storage.domains.pool import ACTIVE, Pool, Pools
 from vdsm_storage.errors import (

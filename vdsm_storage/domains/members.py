@@ -16,7 +16,7 @@ from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.domains import metadata as md
 from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.hostid import TEMPORARY, host_id
-from vdsm_storage.domains.lifecycle import check_name
+from vdsm_storage.domains.layout import check_name
 from vdsm_storage.domains.pool import ACTIVE, ATTACHED, Pool, Pools
 from vdsm_storage.errors import (
     AcquireHostIdFailure,

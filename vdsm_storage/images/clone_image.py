@@ -9,7 +9,7 @@ from vdsm_storage.errors import ImageDoesNotExistInSD, InvalidParameter
 from vdsm_storage.images import chain, layers, move_image
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
-from vdsm_storage.images.layer_copy import Following, Target, copy_layer
+from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_layer
 from vdsm_storage.images.qcow2_empty import empty_qcow2
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
@@ -50,7 +50,9 @@ class CloneStructure:
 
     def _make(self, source: Store, target: Store, member: Member) -> None:
         metadata = member.metadata.with_(domain=target.id)
-        Target(target, member.image, member.volume, metadata).make()
+        to = Target(target, member.image, member.volume, metadata)
+        members = chain.walk(source, member.image, member.volume)
+        to.make(allocation(self._shop.qemu, source, members, to))
         if member.parent is not None:
             move_image.share_template(target, member)
         if not member.is_cow:
@@ -66,6 +68,8 @@ class CloneStructure:
             fd = os.open(target.path(member.image, member.volume), os.O_WRONLY | os.O_CLOEXEC)
             with open(fd, "wb") as file:
                 file.write(data)
+                file.flush()
+                os.fdatasync(file.fileno())
         finally:
             target.deactivate(member.image, [member.volume])
 

@@ -9,7 +9,7 @@ from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import InvalidParameter
 from vdsm_storage.images import chain, delete
 from vdsm_storage.images import metadata as md
-from vdsm_storage.images.layer_copy import Following, Target, copy_layer
+from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_layer
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
@@ -65,8 +65,9 @@ class CopyVolume:
             metadata = _metadata(request, members[-1].metadata)
             metadata.encode(target.version, request.volume)
             to = Target(target, request.image, request.volume, metadata)
+            size = allocation(self._shop.qemu, source, members, to)
             with target.lock.held(self._shop.lock_timeout):
-                to.make()
+                to.make(size)
             op.step(MADE)
             following = Following(op.progress, op.cancel)
             copy_layer(self._shop.qemu, source, members, to, following)

@@ -24,7 +24,7 @@ from vdsm_storage.errors import (
     VolumeImageHasChildren,
     VolumeNonShareable,
 )
-from vdsm_storage.images import chain, layers, roles
+from vdsm_storage.images import chain, layers, roles, sizing
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.qcow2_empty import MAX_SIZE, empty_qcow2, full_size
@@ -174,14 +174,9 @@ class CreateVolume:
             op.cancel.check()
 
         raw = request.format == md.RAW
-        size = request.rounded
-        if request.initial_size is not None and (store.is_block or not raw):
-            size = request.initial_size
-        elif not raw and not store.is_block:
-            size = full_size(size)
-        new = NewVolume(
-            request.image, request.volume, size, request.type == md.PREALLOCATED, raw
-        )
+        full = request.type == md.PREALLOCATED
+        size = _allocation(store, request)
+        new = NewVolume(request.image, request.volume, size, full, raw, request.parent)
         try:
             store.make(new, progress)
         except OSError as error:
@@ -264,6 +259,16 @@ class CreateVolume:
         store.unmake(request.image, request.volume)
 
 
+def _allocation(store: Store, request: NewVolumeRequest) -> int:
+    """Bytes of storage that the volume gets."""
+    if request.format == md.RAW:
+        return request.rounded
+    full = request.type == md.PREALLOCATED
+    if store.is_block:
+        return sizing.cow_size(request.rounded, request.initial_size, preallocated=full)
+    return request.initial_size or full_size(request.rounded)
+
+
 def _takes_long(store: Store, request: NewVolumeRequest) -> bool:
     """Whether the storage is made by writing or reserving all of it."""
     return request.type == md.PREALLOCATED and not store.is_block
@@ -277,13 +282,15 @@ def _check_absent(store: Store, request: NewVolumeRequest) -> None:
 
 
 def _write(store: Store, path: str, data: bytes) -> None:
-    """Fill a new volume from its start.  publish() makes it durable."""
+    """Fill a new volume from its start.  publish() makes a file durable."""
     follow = 0 if store.is_block else os.O_NOFOLLOW  # a logical volume's name is a link
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | follow)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        if store.is_block:
+            os.fdatasync(fd)  # it is inactive when publish() comes
     finally:
         os.close(fd)
 

@@ -20,11 +20,11 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images import roles
-from vdsm_storage.images.store import Store
+from vdsm_storage.images.store import Store, Wipe
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind, Operation
 
-RECORDED, UNPUBLISHED, REMOVED = "recorded", "unpublished", "removed"
+RECORDED, UNPUBLISHED, WIPED, REMOVED = "recorded", "unpublished", "wiped", "removed"
 MARKED, PURGED = "marked", "purged"
 
 
@@ -79,46 +79,75 @@ def children_first(parents: Mapping[str, str]) -> list[str]:
 
 
 class DeleteVolumes:
-    """The operation `volume.delete`: params domain, image, volumes (a list), force."""
+    """The operation `volume.delete`: params domain, image, volumes (a list), force, zero, discard.
+
+    The domain's lock is not held while data is zeroed or discarded: the volumes are unpublished
+    before, and nobody else touches them.
+    """
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
 
     def kind(self) -> Kind:
-        return Kind("volume.delete", (RECORDED, UNPUBLISHED, REMOVED), self._run, self._recover)
+        steps = (RECORDED, UNPUBLISHED, WIPED, REMOVED)
+        return Kind("volume.delete", steps, self._run, self._recover)
 
     def _run(self, op: Operation) -> None:
         image, volumes = op.params["image"], op.params["volumes"]
-        with self._shop.changing(op.params["domain"], image) as store:
-            check_volumes(store, image, volumes, force=op.params.get("force", False))
-            op.record(parents=parents_of(store, image, volumes))
-            op.step(RECORDED)
-            self._delete(op, store)
+        with self._shop.images(op.params["domain"], image) as store:
+            with self._shop.domain(store):
+                check_volumes(store, image, volumes, force=op.params.get("force", False))
+                op.record(parents=parents_of(store, image, volumes))
+                op.step(RECORDED)
+                self._delete(op, store)
+            self._wipe_and_remove(op, store)
 
     def _delete(self, op: Operation, store: Store) -> None:
+        """Each is gone for its caller after this; removed, too, where nothing is to be wiped."""
         image = op.params["image"]
         parents: dict[str, str] = op.facts["parents"]
         for volume in children_first(parents):
             store.unpublish(image, volume)
             op.step(UNPUBLISHED, abortable=False)
             roles.restore_leaf(store, image, parents[volume])
-            store.unmake(image, volume)
-            op.step(REMOVED, abortable=False)
+            if not _wipes(op):
+                store.unmake(image, volume)
+                op.step(REMOVED, abortable=False)
+
+    def _wipe_and_remove(self, op: Operation, store: Store) -> None:
+        """Nothing is left to do where nothing is to be wiped."""
+        image, volumes = op.params["image"], children_first(op.facts["parents"])
+        how = Wipe(bool(op.params.get("zero")), bool(op.params.get("discard")))
+        for number, volume in enumerate(volumes):
+            store.wipe(image, volume, how, op.progress_of(number, len(volumes)))
+        op.step(WIPED, abortable=False)
+        if not _wipes(op):
+            return
+        with self._shop.domain(store):
+            for volume in volumes:
+                store.unmake(image, volume)
+                op.step(REMOVED, abortable=False)
 
     def _recover(self, op: Operation) -> bool:
         """Once one volume is unpublished the others follow; before that nothing is touched."""
         if "parents" not in op.facts:
             return False
         image, parents = op.params["image"], op.facts["parents"]
-        with self._shop.changing(op.params["domain"], image) as store:
-            if set(parents) <= set(store.volumes(image)):
-                return False
-            self._delete(op, store)
+        with self._shop.images(op.params["domain"], image) as store:
+            with self._shop.domain(store):
+                if set(parents) <= set(store.volumes(image)):
+                    return False
+                self._delete(op, store)
+            self._wipe_and_remove(op, store)
         return True
 
 
+def _wipes(op: Operation) -> bool:
+    return bool(op.params.get("zero") or op.params.get("discard"))
+
+
 class DeleteImage:
-    """The operation `image.delete`: params domain, image."""
+    """The operation `image.delete`: params domain, image, zero, discard."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
@@ -130,9 +159,9 @@ class DeleteImage:
         domain, image = op.params["domain"], op.params["image"]
         with self._shop.changing(domain, image) as store:
             check_image(store, image)
-            store.mark_removed(image)
+            store.mark_removed(image, bool(op.params.get("zero")))
             op.step(MARKED, abortable=False)
-        store.purge(image)
+        store.purge(image, bool(op.params.get("discard")), op.progress)
         op.step(PURGED, abortable=False)
 
     def _recover(self, op: Operation) -> bool:
@@ -141,7 +170,7 @@ class DeleteImage:
         image = op.params["image"]
         if image not in store.removed_images():
             return image not in store.images()
-        store.purge(image)
+        store.purge(image, bool(op.params.get("discard")), op.progress)
         return True
 
 

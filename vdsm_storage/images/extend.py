@@ -58,7 +58,8 @@ class ExtendVolume:
             if not self._grow(op, store, metadata, size):
                 return
             op.step(GROWN, abortable=False)
-            store.save(image, volume, metadata.with_(capacity=size))
+            capacity = self._recorded(store, image, volume, size)
+            store.save(image, volume, metadata.with_(capacity=capacity))
             op.step(SAVED, abortable=False)
 
     def _grow(self, op: Operation, store: Store, metadata: VolumeMetadata, size: int) -> bool:
@@ -98,7 +99,7 @@ class ExtendVolume:
         with guard.active(store, image, names, prepared=False):
             info = layers.check_header(store, self._shop.qemu, members[-1])
             if info.virtual_size < size:
-                if members[-1].metadata.type == md.PREALLOCATED and not store.is_block:
+                if members[-1].metadata.type == md.PREALLOCATED:
                     self._grow_storage(op, store, full_size(size), preallocate=True)
                 self._shop.qemu.resize(layers.layer(store, members[-1]), size)
 
@@ -120,11 +121,20 @@ class ExtendVolume:
             metadata = store.load(image, volume)
             actual = self._actual(store, image, volume)
             if actual >= size:
-                store.save(image, volume, metadata.with_(capacity=size))
+                capacity = self._recorded(store, image, volume, size)
+                store.save(image, volume, metadata.with_(capacity=capacity))
                 return True
             if metadata.format == md.RAW and not store.is_block and actual > metadata.capacity:
                 store.resize(image, volume, metadata.capacity, False)
         return False
+
+    @staticmethod
+    def _recorded(store: Store, image: str, volume: str, size: int) -> int:
+        """A raw volume on a device has all of the device, as when it is made."""
+        metadata = store.load(image, volume)
+        if metadata.format == md.RAW and store.is_block:
+            return store.sizes(image, volume).apparent
+        return size
 
     def _actual(self, store: Store, image: str, volume: str) -> int:
         """The capacity that a guest would see, bytes."""

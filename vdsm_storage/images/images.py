@@ -12,7 +12,7 @@ from vdsm_storage.images import chain, clone_image, layers, move_image, roles
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.prepare import Preparing, RunLinks
-from vdsm_storage.images.store import Store
+from vdsm_storage.images.store import NO_WIPE, Store, Wipe
 from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.images.workshop import domain_lock, image_lock
 from vdsm_storage.jobs.runner import Request
@@ -38,17 +38,29 @@ class Images:
     def teardown(self, domain: str, image: str, volume: str | None = None) -> None:
         self._preparing.teardown(domain, image, volume)
 
-    def delete(self, domain: str, image: str) -> str:
+    def delete(self, domain: str, image: str, wipe: Wipe = NO_WIPE) -> str:
         """Start deleting an image; returns the task.  Raises 268, 223, 654."""
-        return self._volumes.delete_image(domain, image)
+        return self._volumes.delete_image(domain, image, wipe)
 
-    def delete_volumes(self, domain: str, image: str, volumes: list[str], *, force: bool) -> str:
+    def delete_volumes(
+        self,
+        domain: str,
+        image: str,
+        volumes: list[str],
+        *,
+        force: bool,
+        wipe: Wipe = NO_WIPE,
+    ) -> str:
         """Start deleting some volumes of an image; returns the task.  Raises 201, 204, 223."""
         self._volumes.of_image(domain, image)
-        return self._volumes.delete(domain, image, volumes, force=force)
+        return self._volumes.delete(domain, image, volumes, force=force, wipe=wipe)
 
-    def move(self, domain: str, image: str, target: str, *, move: bool) -> str:
+    def move(
+        self, domain: str, image: str, target: str, *, move: bool, wipe: Wipe = NO_WIPE
+    ) -> str:
         """Start copying an image to another domain, or moving it there; returns the task.
+
+        `wipe` tells what becomes of the data at the source when it is moved.
 
         Raises 268, 265, 263, 654.
         """
@@ -56,7 +68,14 @@ class Images:
         move_image.plan(self._shop.find_store(domain), store, image)
         request = Request(
             kind="image.move",
-            params={"domain": domain, "image": image, "target": target, "move": move},
+            params={
+                "domain": domain,
+                "image": image,
+                "target": target,
+                "move": move,
+                "zero": wipe.zero,
+                "discard": wipe.discard,
+            },
             domains=[domain, target],
             verb="moveImage" if move else "copyImage",
             lane=target,

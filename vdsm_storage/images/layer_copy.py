@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import CommandError, CopyImageError
-from vdsm_storage.host.qemu_img import Conversion, Image, QemuImg, Watch
-from vdsm_storage.images import guard, layers
+from vdsm_storage.host.qemu_img import QCOW2, Conversion, Image, QemuImg, Watch
+from vdsm_storage.images import guard, layers, sizing
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.metadata import VolumeMetadata
@@ -30,12 +31,12 @@ class Target:
     backing_format: str | None = None
     fresh: bool = True
 
-    def make(self) -> None:
-        """Allocate it; nothing is listed yet.  Raises 212, 397."""
+    def make(self, size: int) -> None:
+        """Allocate `size` bytes for it; nothing is listed yet.  Raises 212, 397, 504."""
         raw = self.metadata.format == md.RAW
         full = self.metadata.type == md.PREALLOCATED
-        size = self.metadata.capacity
-        self.store.make(NewVolume(self.image, self.volume, size, full, raw))
+        parent = self.metadata.parent
+        self.store.make(NewVolume(self.image, self.volume, size, full, raw, parent))
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,27 @@ class Following:
 
     progress: Callable[[float], None]
     cancel: Cancel
+
+
+def allocation(
+    qemu: QemuImg, source_store: Store, source: Sequence[Member], to: Target
+) -> int:
+    """Bytes that `to` needs for the top of the chain `source`, or all of it without a parent.
+
+    Raises 227, 262.
+    """
+    capacity = to.metadata.capacity
+    if not to.store.is_block or to.metadata.format == md.RAW:
+        return capacity
+    if to.metadata.type == md.PREALLOCATED:
+        return sizing.cow_size(capacity, None, preallocated=True)
+    top, below = source[-1], [member.volume for member in source]
+    whole = to.metadata.parent == BLANK
+    with guard.active(source_store, top.image, below, prepared=False):
+        layers.check_headers(source_store, qemu, source)
+        needed = qemu.measure(layers.layer(source_store, top), QCOW2, with_backing=whole)
+    leaf = to.metadata.voltype == md.LEAF
+    return sizing.copied_size(needed.required + needed.bitmaps, capacity, leaf=leaf)
 
 
 def copy_layer(
@@ -68,9 +90,11 @@ def copy_layer(
         is_zero=raw and not full and to.fresh and not to.store.is_block,
         sparse=not (raw and full),
     )
+    # qemu-img opens what a new layer is based on: volumes of the same names as at the source.
+    written = [to.volume] if parent is None else [*below[:-1], to.volume]
     with (
         guard.active(source_store, top.image, below, prepared=False),
-        guard.active(to.store, to.image, [to.volume], prepared=False),
+        guard.active(to.store, to.image, written, prepared=False),
     ):
         info = layers.check_headers(source_store, qemu, source)
         if not to.fresh:  # else what lies below was made just now, and is not published

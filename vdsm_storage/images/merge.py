@@ -31,6 +31,7 @@ from vdsm_storage.images import metadata as md
 from vdsm_storage.images.bitmap_merge import BitmapMerge
 from vdsm_storage.images.chain import Subchain
 from vdsm_storage.images.guard import Guard, VolumeRef
+from vdsm_storage.images.sizing import CHUNK
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
@@ -38,7 +39,6 @@ from vdsm_storage.jobs.runner import Request
 PREPARE = "merge.prepare"
 MERGE = "merge.run"
 FINALIZE = "merge.finalize"
-CHUNK = 2560 * MIB  # room that a leaf on a device keeps free
 
 
 @dataclass(frozen=True)

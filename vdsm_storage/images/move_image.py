@@ -13,7 +13,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.images import chain, delete, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
-from vdsm_storage.images.layer_copy import Following, Target, copy_layer
+from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_layer
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind, Operation
@@ -50,7 +50,8 @@ def plan(source: Store, target: Store, image: str) -> _Plan:
 
 
 class MoveImage:
-    """The operation `image.move`: params domain, image, target, move (False: copy)."""
+    """The operation `image.move`: params domain, image, target, move (False: copy),
+    zero and discard (of the source, when it was moved)."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
@@ -75,7 +76,7 @@ class MoveImage:
             self._publish(source, target, todo)
             op.step(PUBLISHED, abortable=False)
             if op.params["move"]:
-                self._remove_source(source, image)
+                self._remove_source(op, source)
             op.step(REMOVED, abortable=False)
 
     def _copy(
@@ -87,12 +88,13 @@ class MoveImage:
             backing_format = layers.qemu_format(parent)
         metadata = member.metadata.with_(domain=target.id)
         to = Target(target, member.image, member.volume, metadata, backing_format)
+        members = chain.walk(source, member.image, member.volume)
+        size = allocation(self._shop.qemu, source, members, to)
         with target.lock.held(self._shop.lock_timeout):
-            to.make()
+            to.make(size)
             if member.parent is not None:
                 share_template(target, member)
         op.step(MADE)
-        members = chain.walk(source, member.image, member.volume)
         following = Following(op.progress_of(*part), op.cancel)
         copy_layer(self._shop.qemu, source, members, to, following)
 
@@ -102,10 +104,11 @@ class MoveImage:
                 metadata = member.metadata.with_(domain=target.id)
                 target.publish(member.image, member.volume, metadata)
 
-    def _remove_source(self, source: Store, image: str) -> None:
+    def _remove_source(self, op: Operation, source: Store) -> None:
+        image = op.params["image"]
         with source.lock.held(self._shop.lock_timeout):
-            source.mark_removed(image)
-        source.purge(image)
+            source.mark_removed(image, bool(op.params.get("zero")))
+        source.purge(image, bool(op.params.get("discard")))
 
     def _recover(self, op: Operation) -> bool:
         """All data copied: the rest is done.  Less: what there is on the target goes."""
@@ -126,7 +129,7 @@ class MoveImage:
                     unmake(target, image, volumes, op.facts.get("template"))
                 return False
             if op.params["move"] and (source.volumes(image) or image in source.removed_images()):
-                self._remove_source(source, image)
+                self._remove_source(op, source)
         return True
 
 

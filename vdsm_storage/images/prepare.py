@@ -85,7 +85,7 @@ class Preparing:
             members = chain.walk(store, image, volume)
             for member in members:
                 _check_member(store, member, allow_illegal=allow_illegal)
-            store.activate(image, [member.volume for member in members])
+            store.prepare(image, [member.volume for member in members])
             path = store.path(image, volume)
             self._links.link(domain, image, os.path.dirname(path))
         return {"path": path}
@@ -98,7 +98,7 @@ class Preparing:
         if volume is not None and volume in volumes:
             with contextlib.suppress(AgentError):  # a chain that is damaged: all of the image
                 volumes = [member.volume for member in chain.walk(store, image, volume)]
-        store.deactivate(image, volumes)
+        store.release(image, volumes)
 
 
 def _check_member(store: Store, member: Member, *, allow_illegal: bool) -> None:

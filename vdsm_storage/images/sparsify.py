@@ -28,13 +28,13 @@ from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard, VolumeRef
+from vdsm_storage.images.sizing import CHUNK
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 
 SPARSIFY = "volume.sparsify"
 REDUCE = "volume.reduce"
-CHUNK = 2560 * MIB  # room that a leaf on a device keeps free
 SPARE_FILE = ".sparse"  # suffix of the new file while it is written
 
 

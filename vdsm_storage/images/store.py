@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.images.metadata import Parsed, VolumeMetadata
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
@@ -33,13 +34,29 @@ class Sizes:
 
 @dataclass(frozen=True)
 class NewVolume:
-    """Storage to be made for a volume; `size` is what to allocate (a file may start smaller)."""
+    """Storage to be made for a volume; `size` is what to allocate (a file may start smaller).
+
+    `parent` is the volume that it will be based on.
+    """
 
     image: str
     volume: str
     size: int
     preallocated: bool
     raw: bool
+    parent: str = BLANK
+
+
+@dataclass(frozen=True)
+class Wipe:
+    """What becomes of a deleted volume's data: `zero` overwrites it; `discard` tells the storage
+    that it is not needed.  Files are given back zeroed anyway."""
+
+    zero: bool = False
+    discard: bool = False
+
+
+NO_WIPE: Final = Wipe()
 
 
 class Store(Protocol):
@@ -112,6 +129,12 @@ class Store(Protocol):
     def unpublish(self, image: str, volume: str) -> None:
         """Remove the metadata: from here on the volume does not exist, its storage is remains."""
 
+    def wipe(self, image: str, volume: str, how: Wipe, progress: Progress = no_progress) -> None:
+        """Zero or discard the data of a volume that is not published; nothing on files.
+
+        Takes long, and needs no lock.
+        """
+
     def unmake(self, image: str, volume: str) -> None:
         """Remove whatever there is of a volume, published or not; the image too if it is empty."""
 
@@ -131,15 +154,28 @@ class Store(Protocol):
     def share(self, image: str, volume: str, into: str) -> None:
         """Make a template's volume part of the image `into` as well."""
 
-    def mark_removed(self, image: str) -> None:
-        """Rename or tag an image so that it is no longer listed."""
+    def mark_removed(self, image: str, zero: bool = False) -> None:
+        """Rename or tag an image so that it is no longer listed; `zero`: purge() zeroes it."""
 
-    def purge(self, image: str) -> None:
-        """Remove an image that was marked."""
+    def purge(
+        self, image: str, discard: bool = False, progress: Progress = no_progress
+    ) -> None:
+        """Remove an image that was marked.  Called without `lock`: zeroing takes long."""
 
     # -- use on this host --------------------------------------------------------------------
 
     def activate(self, image: str, volumes: Sequence[str]) -> None:
-        """Make the paths usable on this host (block: device-mapper); nothing on files."""
+        """Make the paths usable for an operation of this process (block: device-mapper).
+
+        Counted: each call has its deactivate().
+        """
 
     def deactivate(self, image: str, volumes: Sequence[str]) -> None: ...
+
+    def prepare(self, image: str, volumes: Sequence[str]) -> None:
+        """The same for a guest: until release(), restarts of the agent included; not counted."""
+
+    def release(self, image: str, volumes: Sequence[str]) -> None: ...
+
+    def refresh(self, image: str, volume: str) -> None:
+        """See the volume's present size on this host, if it is usable here."""

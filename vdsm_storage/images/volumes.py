@@ -30,7 +30,7 @@ from vdsm_storage.images.delete import DeleteImage, DeleteVolumes
 from vdsm_storage.images.extend import ExtendVolume
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.move_image import MoveImage
-from vdsm_storage.images.store import Store
+from vdsm_storage.images.store import NO_WIPE, Store, Wipe
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Request, Runner
@@ -94,19 +94,33 @@ class Volumes:
         task = _task("volume.create", "createVolume", request.as_params(), text)
         return self.start(store, task)
 
-    def delete(self, domain: str, image: str, volumes: Sequence[str], *, force: bool) -> str:
+    def delete(
+        self,
+        domain: str,
+        image: str,
+        volumes: Sequence[str],
+        *,
+        force: bool,
+        wipe: Wipe = NO_WIPE,
+    ) -> str:
         """Start deleting volumes of an image; returns the task.  Raises 201, 204, 223, 654."""
         store = self._find_store(domain)
         delete.check_volumes(store, image, volumes, force=force)
-        params = {"domain": domain, "image": image, "volumes": list(volumes), "force": force}
+        params = {
+            "domain": domain,
+            "image": image,
+            "volumes": list(volumes),
+            "force": force,
+            **_wiping(store, wipe),
+        }
         text = f"Delete volumes {', '.join(volumes)}"
         return self.start(store, _task("volume.delete", "deleteVolume", params, text))
 
-    def delete_image(self, domain: str, image: str) -> str:
+    def delete_image(self, domain: str, image: str, wipe: Wipe = NO_WIPE) -> str:
         """Start deleting an image; returns the task.  Raises 268, 223, 654."""
         store = self._find_store(domain)
         delete.check_image(store, image)
-        params = {"domain": domain, "image": image}
+        params = {"domain": domain, "image": image, **_wiping(store, wipe)}
         return self.start(store, _task("image.delete", "deleteImage", params, f"Delete {image}"))
 
     def extend(self, domain: str, image: str, volume: str, size: int) -> str:
@@ -203,12 +217,11 @@ class Volumes:
 
     def refresh(self, domain: str, image: str, volume: str) -> None:
         """See the volume's present size on this host (block: device-mapper).  Raises 201."""
-        store = self._published(domain, image, volume)
-        store.activate(image, [volume])
+        self._published(domain, image, volume).refresh(image, volume)
 
     def teardown(self, domain: str, image: str, volume: str) -> None:
         """The volume is no longer used on this host.  Raises 201."""
-        self._published(domain, image, volume).deactivate(image, [volume])
+        self._published(domain, image, volume).release(image, [volume])
 
     def qemu_info(self, domain: str, image: str, volume: str) -> dict[str, Any]:
         """What qemu-img says: format, virtualsize; clustersize, compat, backingfile, bitmaps of
@@ -235,6 +248,11 @@ class Volumes:
         if volume not in store.volumes(image):
             raise VolumeDoesNotExist(volume=volume, image=image, domain=domain)
         return store
+
+
+def _wiping(store: Store, wipe: Wipe) -> dict[str, bool]:
+    """The params that tell how data is wiped; files are given back zeroed anyway."""
+    return {"zero": wipe.zero and store.is_block, "discard": wipe.discard and store.is_block}
 
 
 def _task(kind: str, verb: str, params: dict[str, Any], text: str) -> Request:

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Volumes of one block domain made usable on this host, and no longer when nobody needs them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from vdsm_storage.domains import block_names as names
+from vdsm_storage.domains.block_special import Specials
+from vdsm_storage.domains.block_use import OPERATION, Uses
+from vdsm_storage.errors import (
+    AgentError,
+    CannotActivateLogicalVolume,
+    CannotDeactivateLogicalVolume,
+    CannotRemoveLogicalVolume,
+)
+from vdsm_storage.host import block_device
+from vdsm_storage.images.store import Progress, Wipe
+
+log = logging.getLogger("activation")
+
+
+class ActiveVolumes:
+    """Needs the domain's special volumes (for its group) and what counts users."""
+
+    def __init__(self, specials: Specials, uses: Uses) -> None:
+        self._specials = specials
+        self._group = specials.group
+        self._activation = specials.activation
+        self._uses = uses
+        self._domain = specials.group.name
+
+    # -- for operations, and for guests --------------------------------------------------------
+
+    def activate(self, image: str, volumes: Sequence[str]) -> None:
+        self._uses.add(
+            self._domain, volumes, OPERATION, lambda: self._activate(image, volumes)
+        )
+
+    def deactivate(self, image: str, volumes: Sequence[str]) -> None:
+        self._uses.remove(
+            self._domain, volumes, OPERATION, lambda unused: self._deactivate(image, unused)
+        )
+
+    def prepare(self, image: str, volumes: Sequence[str]) -> None:
+        self._uses.add(self._domain, volumes, image, lambda: self._activate(image, volumes))
+
+    def release(self, image: str, volumes: Sequence[str]) -> None:
+        """Of volumes that left the image meanwhile (a merge), too."""
+        prepared = self._uses.prepared(self._domain, image)
+        gone = set(prepared) - set(self._group.read().lvs)
+        wanted = list(dict.fromkeys([*volumes, *gone]))
+        self._uses.remove(
+            self._domain, wanted, image, lambda unused: self._deactivate(image, unused)
+        )
+
+    def _activate(self, image: str, volumes: Sequence[str]) -> None:
+        group, active = self._group.read(), self._activation.active(self._domain)
+        missing = [volume for volume in volumes if volume not in group.lvs]
+        if missing:
+            raise CannotActivateLogicalVolume(
+                vg=self._domain, lv=missing[0], reason="there is no such volume"
+            )
+        inactive = [volume for volume in volumes if volume not in active]
+        grown = [v for v in volumes if v in active and active[v].size != group.size_of(v)]
+        if inactive:
+            self._activation.activate(self._group, inactive)
+            self._specials.own(inactive)
+        if grown:
+            self._activation.refresh(self._group, grown)
+        self._specials.link(image, volumes)
+
+    def _deactivate(self, image: str, unused: Sequence[str]) -> None:
+        self._specials.unlink(image, unused)
+        active = self._activation.active(self._domain)
+        wanted = [volume for volume in unused if volume in active]
+        if not wanted:
+            return
+        try:
+            self._activation.deactivate(self._group, wanted)
+        except CannotDeactivateLogicalVolume as error:
+            # Somebody whom this agent does not know has it open; settle() tries again.
+            log.warning("Volumes of domain %s stay active: %s", self._domain, error)
+
+    def refresh(self, volumes: Sequence[str]) -> None:
+        """Those that are active get the size that they have in the group now."""
+        active = self._activation.active(self._domain)
+        wanted = [volume for volume in volumes if volume in active]
+        if wanted:
+            self._activation.refresh(self._group, wanted)
+
+    # -- before they go ------------------------------------------------------------------------
+
+    def drop(self, volumes: Sequence[str]) -> None:
+        """Deactivate what is to be removed, prepared or not.
+
+        Raises CannotRemoveLogicalVolume (551) for one that an operation or a guest uses.
+        """
+        for volume in volumes:
+            for user in self._uses.users(self._domain, volume):
+                if user == OPERATION:
+                    raise CannotRemoveLogicalVolume(
+                        vg=self._domain, lv=volume, reason="an operation uses it; try again"
+                    )
+        active = [v for v in volumes if v in self._activation.active(self._domain)]
+        if active:
+            try:
+                self._activation.deactivate(self._group, active)
+            except CannotDeactivateLogicalVolume as error:
+                raise CannotRemoveLogicalVolume(
+                    vg=self._domain, lv=", ".join(active), reason=error
+                ) from error
+        for volume in volumes:
+            for user in self._uses.users(self._domain, volume):
+                self._uses.remove(self._domain, [volume], user, lambda unused: None)
+
+    def wipe(self, volume: str, how: Wipe, progress: Progress) -> None:
+        """Zero or discard the whole of a volume that is in no image any more."""
+        with self._uses.unused(self._domain, [volume]):
+            self._uses.add(
+                self._domain, [volume], OPERATION, lambda: self._activate_alone(volume)
+            )
+            try:
+                device = self._specials.device(volume)
+                if how.zero:
+                    block_device.zero(device, progress)
+                if how.discard:
+                    self._discard(device, progress)
+            finally:
+                self._uses.remove(
+                    self._domain,
+                    [volume],
+                    OPERATION,
+                    lambda unused: self._activation.deactivate(self._group, unused),
+                )
+
+    def _activate_alone(self, volume: str) -> None:
+        self._activation.activate(self._group, [volume])
+
+    def _discard(self, device: str, progress: Progress) -> None:
+        """A courtesy to the storage: one that cannot take it does not keep the volume."""
+        try:
+            block_device.discard(device, progress)
+        except AgentError as error:
+            if error.code == 443:
+                raise
+            log.warning("%s", error)
+
+    # -- after a restart -----------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Deactivate volumes that nobody uses: those of operations that died, of guests that are
+        gone.  One that is open stays."""
+        candidates = sorted(set(self._activation.active(self._domain)) - names.SPECIAL)
+        if not candidates:
+            return
+        with self._uses.unused(self._domain, candidates) as unused:
+            for volume in unused:
+                try:
+                    self._activation.deactivate(self._group, [volume])
+                except CannotDeactivateLogicalVolume as error:
+                    log.info("%s", error)
+
+    def volumes(self) -> list[str]:
+        """Active volumes of the domain, its special ones left out."""
+        return sorted(set(self._activation.active(self._domain)) - names.SPECIAL)

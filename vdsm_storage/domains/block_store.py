@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Volumes as logical volumes of a domain's volume group.
+
+A volume's LV bears its UUID and three tags: its image, its parent, and the slot of its metadata
+(its lease lies at the place that follows from the slot).  While it is made it has a fourth one,
+and is not listed; removing that tag publishes it.  An image is deleted by changing its tag.  A
+template in use has no second name: the image of a volume that is based on it shows it too.
+
+Everything that changes the group happens under the domain's lock; what is read needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vdsm_storage.base.uuids import is_uuid
+from vdsm_storage.domains import block_names as names
+from vdsm_storage.domains import block_slots
+from vdsm_storage.domains.block_active import ActiveVolumes
+from vdsm_storage.domains.block_names import VolumeIndex, VolumeTags
+from vdsm_storage.domains.block_slots import Slots
+from vdsm_storage.domains.block_special import Specials
+from vdsm_storage.errors import (
+    CannotShareVolume,
+    ImageDoesNotExistInSD,
+    InvalidParameter,
+    VolumeAlreadyExists,
+    VolumeDoesNotExist,
+    VolumeMetadataReadError,
+    VolumeMetadataWriteError,
+)
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.metadata import Parsed, VolumeMetadata
+from vdsm_storage.images.store import NewVolume, Progress, Sizes, Wipe, no_progress
+from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
+from vdsm_storage.lvm.changes import CreateLv, ExtendLv, ReduceLv, RemoveLv, RetagLv
+from vdsm_storage.lvm.model import VolumeGroup
+
+log = logging.getLogger("domain.block")
+
+LOCK_TIMEOUT: Final = 120.0  # seconds to wait for the domain's lock when an image is purged
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a store is built upon; `write_lease` writes a free lease."""
+
+    specials: Specials
+    lock: ClusterLock
+    write_lease: Callable[[LeaseSpec], None]
+
+
+class BlockStore:
+    """Fulfils images.store.Store in the volume group of the domain `sd_id`."""
+
+    is_block = True
+
+    def __init__(
+        self, sd_id: str, version: int, geometry: Geometry, needs: Needs, active: ActiveVolumes
+    ) -> None:
+        self.id = sd_id
+        self.version = version
+        self.geometry = geometry
+        self.lock = needs.lock
+        self.active = active
+        self._specials = needs.specials
+        self._group = needs.specials.group
+        self._write_lease = needs.write_lease
+        self._mutex = threading.Lock()
+        self._reserved: set[int] = set()  # slots of volumes that come or go
+        self._indexed: tuple[VolumeGroup, VolumeIndex] | None = None
+
+    # -- the group, its index, the slots -------------------------------------------------------
+
+    def _read(self) -> tuple[VolumeGroup, VolumeIndex]:
+        """The group as it is on the storage now, with its index."""
+        group = self._group.read()
+        with self._mutex:
+            indexed = self._indexed
+            if indexed is None or indexed[0] is not group:
+                indexed = self._indexed = (group, VolumeIndex(group.lvs))
+            return indexed
+
+    def _slots(self) -> Slots:
+        self._specials.open()
+        return Slots(self._specials.device(names.METADATA), self.version)
+
+    def _find(self, image: str, volume: str) -> tuple[VolumeGroup, VolumeTags]:
+        """A published volume that the image has, its own or its template.  Raises 201."""
+        _check(image), _check(volume)
+        group, index = self._read()
+        tags = index.tags(volume)
+        if tags is None or tags.initializing or tags.removed or not _shows(index, image, volume):
+            raise self._missing(image, volume)
+        return group, tags
+
+    def _slot(self, volume: str, tags: VolumeTags) -> int:
+        if tags.slot is None:
+            raise VolumeMetadataReadError(volume=volume, reason="no tag tells where it is")
+        return tags.slot
+
+    # -- what is there -------------------------------------------------------------------------
+
+    def images(self) -> list[str]:
+        return list(self._read()[1].images())
+
+    def volumes(self, image: str) -> list[str]:
+        return _volumes(self._read()[1], image)
+
+    def all_volumes(self) -> dict[str, list[str]]:
+        _, index = self._read()
+        return {volume: _images(index, volume) for volume in index.all_volumes()}
+
+    def removed_images(self) -> dict[str, list[str]]:
+        return {image: list(volumes) for image, volumes in self._read()[1].removed().items()}
+
+    def images_of_volume(self, volume: str) -> list[str]:
+        return _images(self._read()[1], _check(volume))
+
+    # -- one volume ----------------------------------------------------------------------------
+
+    def load(self, image: str, volume: str) -> VolumeMetadata:
+        return md.decode(self._text(image, volume), volume)
+
+    def parse(self, image: str, volume: str) -> Parsed:
+        return md.parse(self._text(image, volume))
+
+    def examine(self, image: str, volume: str) -> tuple[VolumeMetadata, Sizes]:
+        group, tags = self._find(image, volume)
+        data = self._read_slot(volume, tags)
+        return md.decode(data, volume), _sizes(group, volume)
+
+    def _text(self, image: str, volume: str) -> bytes:
+        _, tags = self._find(image, volume)
+        return self._read_slot(volume, tags)
+
+    def _read_slot(self, volume: str, tags: VolumeTags) -> bytes:
+        try:
+            return self._slots().read(self._slot(volume, tags))
+        except (OSError, ValueError) as error:
+            raise VolumeMetadataReadError(volume=volume, reason=error) from error
+
+    def parse_all(self) -> dict[str, tuple[VolumeTags, Parsed | None, Sizes]]:
+        """Everything that is listed or being deleted, read at once; None for unknown slots."""
+        group, index = self._read()
+        removed = [volume for volumes in index.removed().values() for volume in volumes]
+        tagged = {
+            volume: tags
+            for volume in (*index.all_volumes(), *removed)
+            if (tags := index.tags(volume)) is not None
+        }
+        wanted = {tags.slot for tags in tagged.values() if tags.slot is not None}
+        texts = self._slots().read_all({slot for slot in wanted if slot <= block_slots.LAST_SLOT})
+        return {
+            volume: (
+                tags,
+                md.parse(texts[tags.slot]) if tags.slot in texts else None,
+                _sizes(group, volume),
+            )
+            for volume, tags in tagged.items()
+        }
+
+    def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        _, tags = self._find(image, volume)
+        self._write_slot(volume, self._slot(volume, tags), metadata)
+        if tags.parent != metadata.parent:
+            self._group.apply(_new_parent(volume, tags.parent, metadata.parent))
+
+    def _write_slot(self, volume: str, slot: int, metadata: VolumeMetadata) -> None:
+        data = metadata.encode_slot(self.version, volume)
+        try:
+            self._slots().write(slot, data)
+        except (OSError, ValueError) as error:
+            raise VolumeMetadataWriteError(volume=volume, reason=error) from error
+
+    def path(self, image: str, volume: str) -> str:
+        return f"{self._specials.directory(_check(image))}/{_check(volume)}"
+
+    def sizes(self, image: str, volume: str) -> Sizes:
+        """Also of a volume that is not published yet."""
+        group, index = self._read()
+        tags = index.tags(_check(volume))
+        made = tags is not None and tags.initializing and tags.image == image
+        if not made and not _shows(index, _check(image), volume):
+            raise self._missing(image, volume)
+        return _sizes(group, volume)
+
+    def lease(self, image: str, volume: str) -> LeaseSpec | None:
+        _, tags = self._find(image, volume)
+        return self._lease(volume, self._slot(volume, tags))
+
+    def _lease(self, volume: str, slot: int) -> LeaseSpec:
+        offset = block_slots.lease_offset(slot, self.geometry.alignment)
+        path = self._specials.device(names.LEASES)
+        return LeaseSpec(self.id, volume, path, offset, self.geometry)
+
+    # -- changes -------------------------------------------------------------------------------
+
+    def make(self, new: NewVolume, progress: Progress = no_progress) -> str:
+        """As the protocol says; the storage holds whatever was there before.
+
+        Raises VolumeAlreadyExists (212), VolumeGroupSizeError (504), TooManyVolumes.
+        """
+        _check(new.image), _check(new.volume)
+        if new.volume in self._read()[0].lvs:
+            self._remove_half_made(new.image, new.volume)
+        with self._new_slot() as slot:
+            tags = VolumeTags(new.image, new.parent, slot, initializing=True).encode()
+            self._group.apply(CreateLv(new.volume, new.size, tags))
+            self._specials.open()
+            self._write_lease(self._lease(new.volume, slot))
+        return self.path(new.image, new.volume)
+
+    def _remove_half_made(self, image: str, volume: str) -> None:
+        tags = self._read()[1].tags(volume)
+        if tags is None or not tags.initializing or tags.image != image:
+            where = tags.image if tags is not None else "?"
+            raise VolumeAlreadyExists(volume=volume, image=where, domain=self.id)
+        self.unmake(image, volume)
+
+    @contextlib.contextmanager
+    def _new_slot(self) -> Iterator[int]:
+        """The lowest free slot, nobody else's while this is held."""
+        _, index = self._read()
+        with self._mutex:
+            slot = block_slots.lowest_free(
+                index.slots | self._reserved, self.version, self.id
+            )
+            self._reserved.add(slot)
+        try:
+            yield slot
+        finally:
+            with self._mutex:
+                self._reserved.discard(slot)
+
+    def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        tags = self._tags(volume)
+        if tags is None or tags.image != image:
+            raise self._missing(image, volume)
+        self._write_slot(volume, self._slot(volume, tags), metadata)
+        add = (names.parent_tag(metadata.parent),)
+        self._group.apply(RetagLv(volume, add, (names.INITIALIZING,)))
+
+    def unpublish(self, image: str, volume: str) -> None:
+        tags = self._tags(_check(volume))
+        if tags is not None and tags.image == image and not tags.initializing:
+            self._group.apply(RetagLv(volume, (names.INITIALIZING,)))
+
+    def wipe(self, image: str, volume: str, how: Wipe, progress: Progress = no_progress) -> None:
+        tags = self._tags(_check(volume))
+        if tags is not None and tags.image == image and (how.zero or how.discard):
+            self.active.wipe(volume, how, progress)
+
+    def unmake(self, image: str, volume: str) -> None:
+        """As the protocol says; a template is left alone when `image` is not its own."""
+        tags = self._tags(_check(volume))
+        if tags is None or tags.image != image:
+            return
+        self.active.drop([volume])
+        self._specials.unlink(image, [volume])
+        with self._kept_slot(tags.slot):
+            self._group.apply(RemoveLv(volume))
+            if tags.slot is not None and tags.slot <= block_slots.LAST_SLOT:
+                self._clear(volume, tags.slot)
+
+    def _clear(self, volume: str, slot: int) -> None:
+        """The volume is gone; text that stays in its slot does no harm."""
+        try:
+            self._slots().clear(slot)
+        except OSError as error:
+            log.warning("The metadata of volume %s could not be cleared: %s", volume, error)
+
+    @contextlib.contextmanager
+    def _kept_slot(self, slot: int | None) -> Iterator[None]:
+        """Nobody gets the slot for a new volume while this is held."""
+        with self._mutex:
+            mine = slot is not None and slot not in self._reserved
+            if mine and slot is not None:
+                self._reserved.add(slot)
+        try:
+            yield
+        finally:
+            if mine and slot is not None:
+                with self._mutex:
+                    self._reserved.discard(slot)
+
+    def has_remains(self, image: str, volume: str) -> bool:
+        tags = self._tags(_check(volume))
+        return tags is not None and tags.image == image and tags.initializing
+
+    def resize(
+        self,
+        image: str,
+        volume: str,
+        size: int,
+        preallocate: bool,
+        progress: Progress = no_progress,
+    ) -> None:
+        now = self.sizes(image, volume).apparent
+        change = ExtendLv(volume, size) if size > now else ReduceLv(volume, size)
+        self._group.apply(change)
+        self.active.refresh([volume])
+
+    def share(self, image: str, volume: str, into: str) -> None:
+        """Nothing to do: the parent's tag of a volume in `into` makes the template part of it."""
+        _check(into)
+        try:
+            self._find(image, volume)
+        except VolumeDoesNotExist as error:
+            raise CannotShareVolume(volume=volume, image=into, reason=error) from error
+
+    def mark_removed(self, image: str, zero: bool = False) -> None:
+        """As the protocol says.  Raises ImageDoesNotExistInSD (268)."""
+        _, index = self._read()
+        own = index.volumes(_check(image))
+        if not own:
+            if image in index.removed():
+                return
+            raise ImageDoesNotExistInSD(image=image, domain=self.id)
+        old, new = names.image_tag(image), names.image_tag(image, removed=True, zero=zero)
+        self._group.apply(*(RetagLv(volume, (new,), (old,)) for volume in own))
+
+    def purge(
+        self, image: str, discard: bool = False, progress: Progress = no_progress
+    ) -> None:
+        """As the protocol says; takes the domain's lock for its end."""
+        _, index = self._read()
+        volumes = index.removed().get(_check(image), ())
+        for volume in volumes:
+            tags = index.tags(volume)
+            how = Wipe(zero=tags is not None and tags.zero, discard=discard)
+            if how.zero or how.discard:
+                self.active.wipe(volume, how, progress)
+        self.active.drop(volumes)
+        self._specials.unlink(image, volumes)
+        if volumes:
+            with self.lock.held(LOCK_TIMEOUT):
+                self._group.apply(*(RemoveLv(volume) for volume in volumes))
+
+    # -- use on this host ------------------------------------------------------------------------
+
+    def activate(self, image: str, volumes: Sequence[str]) -> None:
+        self.active.activate(_check(image), volumes)
+
+    def deactivate(self, image: str, volumes: Sequence[str]) -> None:
+        self.active.deactivate(_check(image), volumes)
+
+    def prepare(self, image: str, volumes: Sequence[str]) -> None:
+        self.active.prepare(_check(image), volumes)
+
+    def release(self, image: str, volumes: Sequence[str]) -> None:
+        self.active.release(_check(image), volumes)
+
+    def refresh(self, image: str, volume: str) -> None:
+        self.active.refresh([volume])
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def by_slot(self) -> Mapping[int, str]:
+        """Every slot that a volume has, half made and deleted ones too."""
+        return self._read()[1].by_slot()
+
+    def _tags(self, volume: str) -> VolumeTags | None:
+        return self._read()[1].tags(volume)
+
+    def _missing(self, image: str, volume: str) -> VolumeDoesNotExist:
+        return VolumeDoesNotExist(volume=volume, image=image, domain=self.id)
+
+
+def _volumes(index: VolumeIndex, image: str) -> list[str]:
+    """The image's own volumes, and the template that one of them is based on."""
+    own = index.volumes(image)
+    parents = {tags.parent for volume in own if (tags := index.tags(volume)) is not None}
+    shared = [parent for parent in parents - set(own) if _published(index, parent)]
+    return [*own, *sorted(shared)]
+
+
+def _published(index: VolumeIndex, volume: str) -> bool:
+    tags = index.tags(volume)
+    return tags is not None and not tags.initializing and not tags.removed
+
+
+def _shows(index: VolumeIndex, image: str, volume: str) -> bool:
+    """Whether the image has the volume, as its own or as a template."""
+    tags = index.tags(volume)
+    if tags is None or tags.removed:
+        return False
+    return tags.image == image or image in _users(index, volume)
+
+
+def _users(index: VolumeIndex, volume: str) -> set[str]:
+    """The images of the volumes, published or in the making, that are based on this one."""
+    found = {}
+    for child in index.children(volume):
+        tags = index.tags(child)
+        if tags is not None and not tags.removed:
+            found[tags.image] = True
+    return set(found)
+
+
+def _images(index: VolumeIndex, volume: str) -> list[str]:
+    tags = index.tags(volume)
+    if tags is None or tags.initializing or tags.removed:
+        return []
+    return [tags.image, *sorted(_users(index, volume) - {tags.image})]
+
+
+def _sizes(group: VolumeGroup, volume: str) -> Sizes:
+    size = group.size_of(volume)
+    return Sizes(size, size)
+
+
+def _new_parent(volume: str, old: str, new: str) -> RetagLv:
+    return RetagLv(volume, (names.parent_tag(new),), (names.parent_tag(old),))
+
+
+def _check(name: str) -> str:
+    if not is_uuid(name):
+        raise InvalidParameter(parameter="UUID", value=repr(name), reason="not a lower-case UUID")
+    return name
