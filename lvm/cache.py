@@ -61,6 +61,7 @@ class CachedGroup:
         self.name = name
         self._candidates = candidates
         self._report = report
+        self._stale = False  # `forget` was called
         self._lock = threading.Lock()  # of all below
         self._begun = 0  # reads so far
         self._answer: VolumeGroup | None = None  # of the last of them, None if it failed
@@ -109,10 +110,8 @@ class CachedGroup:
             return found.places.devices(pv.uuid for pv in known.group.pvs.values())
 
     def forget(self) -> None:
-        """Devices came or went: look for the physical volumes again."""
-        with self._lock:
-            self._lose()
-            self._absent = frozenset()
+        """Devices came or went: look for the physical volumes at the next call.  Never blocks."""
+        self._stale = True
 
     # -- with the lock held ------------------------------------------------------------------
 
@@ -125,6 +124,10 @@ class CachedGroup:
     def _look(self) -> tuple[_Found, _Known]:
         """What is so now, from memory if the headers say that it may be."""
         reason = "it changes faster than it can be read"
+        if self._stale:
+            self._stale = False
+            self._lose()
+            self._absent = frozenset()
         for _ in range(ATTEMPTS):
             found = self._found
             fresh = found is None

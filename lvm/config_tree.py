@@ -12,7 +12,6 @@ The robust way, for text of any form; what is read often has a faster one (text.
 
 from __future__ import annotations
 
-import mmap
 import re
 from typing import Final
 
@@ -51,11 +50,11 @@ def parse_config(text: bytes | str) -> Section:
     return section
 
 
-def parse_section(text: bytes | mmap.mmap, start: int) -> tuple[str, Section, int]:
+def parse_section(text: memoryview, start: int) -> tuple[str, Section, int]:
     """(name, content, end) of the one section that begins at `start`.  Raises TextError."""
     window = WINDOW
     while True:
-        piece = text[start : start + window]
+        piece = bytes(text[start : start + window])
         try:
             return _one_section(piece, start)
         except TextError:

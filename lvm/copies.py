@@ -19,6 +19,7 @@ from vdsm_storage.lvm.labels import (
     TextDamaged,
     parse_header,
     read_text,
+    view_text,
 )
 from vdsm_storage.lvm.text import seqno_of
 
@@ -36,6 +37,10 @@ class Copy:
     def read(self) -> bytes:
         """Raises OSError, TextDamaged."""
         return read_text(self.device, self.area, self.location)
+
+    def view(self) -> memoryview:
+        """Raises OSError, TextDamaged."""
+        return view_text(self.device, self.area, self.location)
 
 
 class NoCopy(Exception):  # noqa: N818 (it says what is so)
@@ -63,17 +68,17 @@ class Copies:
             raise failed
         return found
 
-    def newest(self, headers: Sequence[bytes]) -> tuple[Copy, bytes]:
+    def newest(self, headers: Sequence[bytes]) -> tuple[Copy, memoryview]:
         """The newest text that is whole.  Raises NoCopy, TextDamaged, OSError."""
         copies = self._in_use(headers)
-        texts: dict[tuple[int, int], tuple[Copy, bytes]] = {}
+        texts: dict[tuple[int, int], tuple[Copy, memoryview]] = {}
         failures: list[TextDamaged | OSError] = []
         for copy in copies:
             key = (copy.location.size, copy.location.checksum)
             if key in texts:
                 continue
             try:
-                texts[key] = (copy, copy.read())
+                texts[key] = (copy, copy.view())
             except (TextDamaged, OSError) as error:
                 log.warning("a copy of the metadata cannot be used: %s", error)
                 failures.append(error)

@@ -12,6 +12,7 @@ and lib/label/label.h there); tests hold it against what the tools report.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -25,6 +26,7 @@ SECTOR: Final = 512  # bytes; LVM's own unit, whatever the device has
 PAGE: Final = 4096  # bytes; direct I/O of this size and place suits sectors of 512 and of 4096
 LABEL_SECTORS: Final = 4
 HEADER_SIZE: Final = 512  # of an area; the ring begins behind it
+HUGE: Final = 2 * 1024 * 1024  # bytes; of this size on, a buffer is worth huge pages
 TEXT_LIMIT: Final = 128 * 1024 * 1024  # bytes; twice what areas of 128 MiB can hold
 
 _LABEL: Final = struct.Struct("<8sQII8s")  # id, sector, CRC, offset of the volume's header, type
@@ -113,7 +115,7 @@ def read_label(device: str) -> Label | None:
 
 def find_label(device: str) -> Label | None:
     """The label, or None where there is none.  Raises OSError, LabelDamaged."""
-    start = _read(device, [(0, PAGE)])[0]
+    start = bytes(_read(device, [(0, PAGE)])[0])
     for number in range(LABEL_SECTORS):
         sector = start[number * SECTOR : (number + 1) * SECTOR]
         if sector.startswith(_LABEL_ID):
@@ -178,7 +180,15 @@ def read_text(device: str, area: Area, location: Location) -> bytes:
     A text may be overwritten while it is read, if the group is changed again and again: damage
     counts when the header is still the same after it.
     """
-    text = b"".join(_read(device, _pieces(area, location, location.size)))
+    return bytes(view_text(device, area, location))
+
+
+def view_text(device: str, area: Area, location: Location) -> memoryview:
+    """As `read_text`, in memory that goes back to the system with the view, for large texts."""
+    first, *more = _pieces(area, location, location.size)
+    text = _read(device, [first])[0]
+    if more:
+        text = memoryview(b"".join((text, *_read(device, more))))
     if len(text) != location.size or checksum(text) != location.checksum:
         raise TextDamaged(
             f"the metadata text at byte {area.offset} + {location.offset} of {device} "
@@ -189,8 +199,7 @@ def read_text(device: str, area: Area, location: Location) -> bytes:
 
 def read_text_start(device: str, area: Area, location: Location, length: int) -> bytes:
     """The first `length` bytes of a text, unchecked.  Raises OSError."""
-    pieces = _pieces(area, location, min(length, location.size))
-    return b"".join(_read(device, pieces))
+    return b"".join(_read(device, _pieces(area, location, min(length, location.size))))
 
 
 def _pieces(area: Area, location: Location, length: int) -> list[tuple[int, int]]:
@@ -236,34 +245,35 @@ def _dashed(uuid: str) -> str:
     return "-".join(parts)
 
 
-def _read(device: str, places: Sequence[tuple[int, int]]) -> list[bytes]:
+def _read(device: str, places: Sequence[tuple[int, int]]) -> list[memoryview]:
     """The bytes of each place (offset, length); fewer where the device ends."""
-    spans = [_span(offset, length) for offset, length in places]
     fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
-        with mmap.mmap(-1, max(length for _, length, _ in spans)) as buffer:
-            return [
-                _read_span(fd, buffer, span, length)
-                for span, (_, length) in zip(spans, places, strict=True)
-            ]
+        return [_read_place(fd, offset, length) for offset, length in places]
     finally:
         os.close(fd)
 
 
-def _span(offset: int, length: int) -> tuple[int, int, int]:
-    """(offset, length) in whole pages around a place, and where in them the place begins."""
+def _read_place(fd: int, offset: int, length: int) -> memoryview:
+    """Reads the whole pages around a place."""
     skip = offset % PAGE
-    return offset - skip, -(-(skip + length) // PAGE) * PAGE, skip
-
-
-def _read_span(fd: int, buffer: mmap.mmap, span: tuple[int, int, int], length: int) -> bytes:
-    offset, wanted, skip = span
+    size = -(-(skip + length) // PAGE) * PAGE
+    view = memoryview(_buffer(size))
     done = 0
-    with memoryview(buffer) as view:
-        while done < skip + length:
-            with view[done:wanted] as rest:
-                count = os.preadv(fd, [rest], offset + done)
-            done += count
-            if not count or count % SECTOR:
-                break
-    return buffer[skip : max(skip, min(done, skip + length))]
+    while done < skip + length:
+        with view[done:] as rest:
+            count = os.preadv(fd, [rest], offset - skip + done)
+        done += count
+        if not count or count % SECTOR:
+            break
+    return view[skip : max(skip, min(done, skip + length))].toreadonly()
+
+
+def _buffer(size: int) -> mmap.mmap:
+    """Memory for direct I/O, which must not be shared with a child that is forked meanwhile."""
+    buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer.madvise(mmap.MADV_DONTFORK)
+    if size >= HUGE:
+        with contextlib.suppress(OSError):  # not every kernel has them; it only saves time
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer

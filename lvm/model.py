@@ -8,7 +8,7 @@ small: a host may keep tens of thousands of logical volumes in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class VolumeGroup:
     lvs: Mapping[str, LogicalVolume]
     exported: bool = False
     text_size: int = 0
+    _used: int = field(default=-1, init=False, repr=False, compare=False)  # once it was counted
 
     @property
     def partial(self) -> bool:
@@ -86,7 +87,9 @@ class VolumeGroup:
     @property
     def used(self) -> int:
         """Extents that belong to a logical volume."""
-        return sum(lv.extents for lv in self.lvs.values())
+        if self._used < 0:
+            object.__setattr__(self, "_used", sum(lv.extents for lv in self.lvs.values()))
+        return self._used
 
     @property
     def size(self) -> int:
