@@ -31,6 +31,7 @@ from vdsm_storage.lvm.archive import Archive
 from vdsm_storage.lvm.changes import Change
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.editor import NotEditable, Stamp, edit
+from vdsm_storage.lvm.labels import Label, free_bytes
 from vdsm_storage.lvm.model import VolumeGroup
 from vdsm_storage.lvm.native import Native, natives
 from vdsm_storage.lvm.plan import Plan, make_plan
@@ -38,6 +39,8 @@ from vdsm_storage.lvm.plan import Plan, make_plan
 log = logging.getLogger("lvm.group")
 
 TRIES: Final = 3  # times that a plan is made anew because the group changed under it
+GATHERING: Final = (0.0005, 0.010)  # seconds, at least and at most
+GATHERING_SHARE: Final = 0.03  # of what the last commit took
 UNKNOWN_OUTCOME: Final = (LvmCommandError, CommandTimeout)
 
 
@@ -49,6 +52,8 @@ class Metadata(Protocol):
     def text(self) -> tuple[bytes, VolumeGroup]: ...
 
     def devices(self) -> Mapping[str, str]: ...
+
+    def holders(self) -> Sequence[Label]: ...
 
     def forget(self) -> None: ...
 
@@ -73,6 +78,7 @@ class Group:
     lvm: Lvm
     archive: Archive
     clock: Callable[[], float] = time.time
+    _lasted: float = field(default=0.0, init=False)
     _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
     _waiting: list[_Request] = field(default_factory=list, init=False)
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -98,6 +104,17 @@ class Group:
             raise InaccessiblePhysDev(devices=", ".join(dict.fromkeys(gone)))
         return {pv.uuid: devices[pv.uuid] for pv in group.pvs.values()}
 
+    def metadata_device(self) -> str:
+        """The device whose metadata areas are in use."""
+        return self.metadata.holders()[0].device
+
+    def metadata_area(self) -> tuple[int, int]:
+        """Bytes of the smallest metadata area, and how many of them are free: as lvm's
+        vg_mda_size and vg_mda_free say.
+        """
+        size = min(area.size for label in self.metadata.holders() for area in label.areas)
+        return size, free_bytes(size, self.read().text_size)
+
     def forget(self) -> None:
         """Read everything anew next time: devices came or went."""
         self.metadata.forget()
@@ -120,18 +137,28 @@ class Group:
             self._waiting.append(request)
         with self._turn:
             if not request.done:
-                with self._mutex:
-                    batch, self._waiting = self._waiting, []
-                self._commit_all(batch)
+                self._commit_all(self._gathered())
         if request.error is not None:
             raise request.error
         return self.read()
 
     # -- one commit --------------------------------------------------------------------------
 
+    def _gathered(self) -> Sequence[_Request]:
+        """All that wait, after a moment in which who comes at the same time can join: a commit
+        saved is worth far more.
+        """
+        shortest, longest = GATHERING
+        time.sleep(min(max(self._lasted * GATHERING_SHARE, shortest), longest))
+        with self._mutex:
+            batch, self._waiting = self._waiting, []
+        return batch
+
     def _commit_all(self, batch: Sequence[_Request]) -> None:
+        begun = time.monotonic()
         try:
             self._commit(batch)
+            self._lasted = time.monotonic() - begun
         except AgentError as error:
             for request in batch:
                 if not request.done:

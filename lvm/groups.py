@@ -168,7 +168,7 @@ class Groups:
             text, model = group.metadata.text()
             self._archive.keep(name, model.seqno, text)
             try:
-                self._run(["vgremove", "--yes", "--autobackup", "n", name], devices, name)
+                self._run(["vgremove", "--yes", name], devices, name)
             except LvmCommandError as error:
                 raise VolumeGroupRemoveError(vg=name, reason=_words(error)) from error
             self._drop(name)
@@ -238,8 +238,7 @@ class Groups:
             model = group.read()
             uuid = self._volume(group, model, device).uuid
             try:
-                argv = ["pvresize", "--autobackup", "n", device]
-                self._run(argv, self._devices(group, model), name)
+                self._run(["pvresize", device], self._devices(group, model), name)
             except (LvmCommandError, CommandTimeout) as error:
                 raise CouldNotResizePhysicalVolume(device=device, reason=_words(error)) from error
             group.forget()

@@ -57,7 +57,7 @@ class Plan:
     before: VolumeGroup
     after: VolumeGroup
     errors: Sequence[AgentError | None]
-    touched: Sequence[frozenset[str]]
+    touched: Sequence[Sequence[str]]
 
     @property
     def changes(self) -> bool:
@@ -70,7 +70,7 @@ class Plan:
 
     def differences(self) -> Iterator[tuple[LogicalVolume | None, LogicalVolume | None]]:
         """(before, after) of each volume that changes; None where there is none."""
-        for name in dict.fromkeys(n for names in self.touched for n in sorted(names) if n):
+        for name in dict.fromkeys(n for names in self.touched for n in names if n):
             old, new = self.before.lvs.get(name), self.after.lvs.get(name)
             if old != new:
                 yield old, new
@@ -90,7 +90,7 @@ def make_plan(
 ) -> Plan:
     state = _State(group, {}, group.tags, free_areas(group), ids)
     errors: list[AgentError | None] = []
-    touched: list[frozenset[str]] = []
+    touched: list[Sequence[str]] = []
     for transaction in transactions:
         attempt = dataclasses.replace(state, changed=dict(state.changed))
         try:
@@ -98,11 +98,11 @@ def make_plan(
                 attempt.do(change)
         except AgentError as error:
             errors.append(error)
-            touched.append(frozenset())
+            touched.append(())
             continue
         state = attempt
         errors.append(None)
-        touched.append(frozenset("" if isinstance(c, RetagVg) else c.name for c in transaction))
+        touched.append(["" if isinstance(c, RetagVg) else c.name for c in transaction])
     return Plan(group, state.result(), errors, touched)
 
 
