@@ -15,7 +15,7 @@ from typing import Final
 
 from vdsm_storage.errors import AgentError, UnexpectedVolumeGroupMetadata, VolumeGroupScanError
 from vdsm_storage.lvm.copies import Copies, Copy, NoCopy
-from vdsm_storage.lvm.labels import TextDamaged
+from vdsm_storage.lvm.labels import Label, TextDamaged
 from vdsm_storage.lvm.model import VolumeGroup
 from vdsm_storage.lvm.places import Places, locate
 from vdsm_storage.lvm.text import IncrementalParser, TextError
@@ -108,6 +108,11 @@ class CachedGroup:
         with self._lock:
             found, known = self._look()
             return found.places.devices(pv.uuid for pv in known.group.pvs.values())
+
+    def holders(self) -> Sequence[Label]:
+        """The physical volumes whose metadata areas hold the text.  Raises as `read` does."""
+        with self._lock:
+            return self._look()[0].places.holders
 
     def forget(self) -> None:
         """Devices came or went: look for the physical volumes at the next call.  Never blocks."""

@@ -13,6 +13,7 @@ SECTOR: Final = 512  # bytes; sizes in the text are sectors
 
 
 def only_group(tree: Section) -> tuple[str, Section]:
+    """The name and the content of the group in a text, where other things are values."""
     groups = [(name, value) for name, value in tree.items() if isinstance(value, dict)]
     if len(groups) != 1:
         raise TextError(f"{len(groups)} volume groups where one is expected")
@@ -26,6 +27,7 @@ def group_of(
     lvs: Mapping[str, LogicalVolume],
     size: int,
 ) -> VolumeGroup:
+    """`size` are the bytes of the text.  Raises TextError."""
     return VolumeGroup(
         name=name,
         uuid=_string(tree, "id"),
@@ -40,6 +42,7 @@ def group_of(
 
 
 def pvs_of(tree: Section) -> dict[str, PhysicalVolume]:
+    """Raises TextError."""
     return {name: _pv(name, section) for name, section in sections(tree, "physical_volumes")}
 
 
@@ -59,6 +62,7 @@ def _pv(name: str, tree: Section) -> PhysicalVolume:
 
 
 def lv_of(name: str, tree: Section, pvs: Mapping[str, PhysicalVolume]) -> LogicalVolume:
+    """Raises TextError."""
     segments = tuple(
         _segment(_section(tree, f"segment{number}"), pvs)
         for number in range(1, _number(tree, "segment_count") + 1)
@@ -69,11 +73,11 @@ def lv_of(name: str, tree: Section, pvs: Mapping[str, PhysicalVolume]) -> Logica
 
 def _segment(tree: Section, pvs: Mapping[str, PhysicalVolume]) -> Segment:
     start, count = _number(tree, "start_extent"), _number(tree, "extent_count")
-    stripes = tree.get("stripes")
-    if _string(tree, "type") == "striped" and isinstance(stripes, list):
-        match stripes:
-            case [str(pv), int(pv_start)] if pv in pvs:
-                return Segment(start, count, pvs[pv].name, pv_start)
+    match _string(tree, "type"), tree.get("stripes"):
+        case "striped", [str(pv), int(pv_start)] if pv in pvs:
+            return Segment(start, count, pvs[pv].name, pv_start)
+        case "snapshot", _:  # the text has volumes for it that lvm shows nobody
+            raise TextError("there are snapshots of LVM's own")
     return Segment(start, count, "", 0)
 
 

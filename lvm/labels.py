@@ -277,3 +277,17 @@ def _buffer(size: int) -> mmap.mmap:
         with contextlib.suppress(OSError):  # not every kernel has them; it only saves time
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer
+
+
+def free_bytes(size: int, text: int) -> int:
+    """What lvm calls free of a metadata area of `size` bytes that holds a text of `text` bytes.
+
+    A new text is written beside the old one, so that half of the ring can be used; lvm keeps one
+    sector of it and counts whole sectors.
+    """
+    return max(0, ((size - HEADER_SIZE) // 2 - SECTOR - text) // SECTOR * SECTOR)
+
+
+def text_bytes(size: int, free: int) -> int:
+    """The reverse: the most that a text may have when lvm says that `free` bytes are free."""
+    return max(0, (size - HEADER_SIZE) // 2 - SECTOR - free)

@@ -24,6 +24,7 @@ from typing import Final
 import orjson
 
 from vdsm_storage.errors import UnexpectedVolumeGroupMetadata
+from vdsm_storage.lvm.labels import text_bytes
 from vdsm_storage.lvm.model import LogicalVolume, PhysicalVolume, Segment, VolumeGroup
 
 Row = Mapping[str, str]
@@ -51,8 +52,6 @@ FULL: Final = (  # all three of one group at one moment; then the group's name
     *("--configreport", "pvseg", "-o", "pvseg_start"),
 )
 
-_HEADER: Final = 512  # bytes of a metadata area that hold no text
-_SECTOR: Final = 512
 _PLACE: Final = re.compile(r"(.+)\((\d+)\)")
 
 
@@ -95,13 +94,8 @@ def _group(row: Row, pvs: Sequence[PhysicalVolume], segments: Iterable[Row]) -> 
         pvs={pv.name: pv for pv in pvs},
         lvs=_lvs(segments, {pv.device: pv.name for pv in pvs}),
         exported=bool(row["vg_exported"]),
-        text_size=_text_size(int(row["vg_mda_size"]), int(row["vg_mda_free"])),
+        text_size=text_bytes(int(row["vg_mda_size"]), int(row["vg_mda_free"])),
     )
-
-
-def _text_size(area: int, free: int) -> int:
-    """lvm counts half of an area's ring as usable, less the text in whole sectors."""
-    return max(0, (area - _HEADER) // 2 - free) // _SECTOR * _SECTOR
 
 
 def _pvs(rows: Iterable[Row]) -> list[PhysicalVolume]:
