@@ -11,7 +11,6 @@ from functional.standin.process import Channel
 from vdsm_storage.errors import (
     CannotActivateLogicalVolume,
     CannotDeactivateLogicalVolume,
-    LogicalVolumeDoesNotExist,
     LogicalVolumeRefreshError,
 )
 from vdsm_storage.lvm.activation import ActiveLv, GroupView
@@ -31,48 +30,47 @@ class StandIn:
         return os.path.join(self._dev, vg, lv)
 
     def activate(self, group: GroupView, lvs: Sequence[str]) -> None:
-        missing = [lv for lv in lvs if not os.path.exists(self.path(group.name, lv))]
-        if not missing:
+        wanted = [lv for lv in lvs if not os.path.exists(self.path(group.name, lv))]
+        if not wanted:
             return
         vg, devices = group.read(), group.devices()
         with self._channel() as channel:
-            for lv in missing:
+            for lv in wanted:
                 try:
-                    channel.call(
-                        "activate", vg=vg.name, lv=lv, segments=places(vg, devices, lv)
-                    )
-                except OSError as error:
-                    raise CannotActivateLogicalVolume(
-                        vg=vg.name, lv=lv, reason=str(error)
-                    ) from error
+                    channel.call("activate", vg=vg.name, lv=lv, segments=places(vg, devices, lv))
+                except (OSError, KeyError) as error:
+                    why = f"{error!r}"
+                    raise CannotActivateLogicalVolume(vg=vg.name, lv=lv, reason=why) from error
 
     def deactivate(self, group: GroupView, lvs: Sequence[str]) -> None:
+        left = {}
         with self._channel() as channel:
             for lv in lvs:
                 try:
                     channel.call("deactivate", vg=group.name, lv=lv)
                 except OSError as error:
-                    raise CannotDeactivateLogicalVolume(
-                        vg=group.name, lv=lv, reason=str(error)
-                    ) from error
+                    left[lv] = str(error)
+        if left:
+            raise CannotDeactivateLogicalVolume(
+                vg=group.name, lv=", ".join(left), reason="; ".join(left.values())
+            )
 
     def refresh(self, group: GroupView, lvs: Sequence[str]) -> None:
         vg, devices = group.read(), group.devices()
         with self._channel() as channel:
             for lv in lvs:
+                if lv not in vg.lvs:
+                    continue
                 try:
                     channel.call("refresh", vg=vg.name, lv=lv, segments=places(vg, devices, lv))
-                except OSError as error:
-                    raise LogicalVolumeRefreshError(
-                        vg=vg.name, lv=lv, reason=str(error)
-                    ) from error
+                except (OSError, KeyError) as error:
+                    why = f"{error!r}"
+                    raise LogicalVolumeRefreshError(vg=vg.name, lv=lv, reason=why) from error
 
     def active(self, vg: str) -> Mapping[str, ActiveLv]:
         with self._channel() as channel:
-            found = channel.call("active", vg=vg)
-        return {
-            lv: ActiveLv(size=one["size"], open=len(one["users"])) for lv, one in found.items()
-        }
+            found = channel.call("active", vg=vg, users=False)
+        return {lv: ActiveLv(one["size"]) for lv, one in found.items()}
 
     @contextlib.contextmanager
     def _channel(self) -> Iterator[Channel]:
@@ -85,8 +83,6 @@ class StandIn:
 
 def places(vg: VolumeGroup, devices: Mapping[str, str], lv: str) -> list[Place]:
     """Where a volume's bytes are, in their order."""
-    if lv not in vg.lvs:
-        raise LogicalVolumeDoesNotExist(vg=vg.name, lv=lv)
     found = []
     for segment in sorted(vg.lvs[lv].segments, key=lambda one: one.start):
         pv = vg.pvs[segment.pv]

@@ -10,7 +10,7 @@ DIRECTORY/dev/<vg>/<lv> is a link to that device.  DIRECTORY/socket takes JSON l
     {"do": "activate", "vg": VG, "lv": LV, "segments": [[device, offset, length], ...]}
     {"do": "refresh", ...the same}   an active volume gets a new mapping and size, while in use
     {"do": "deactivate", "vg": VG, "lv": LV}    EBUSY when somebody has it open, as in device-mapper
-    {"do": "active", "vg": VG}               -> {lv: {"size": bytes, "device": path, "users": []}}
+    {"do": "active", "vg": VG, "users": true}  -> {lv: {"size": bytes, "device": path, "users": []}}
     {"do": "lun", "device": DEVICE}   -> a device of this host's own for a LUN that all hosts share
     {"do": "fault", "target": TARGET, "mode": "hang" | "error" | "", "ops": ["read", "write"]}
     {"do": "drop"}                              requests that hang fail now; the fault stays
@@ -152,12 +152,12 @@ class StandIn:
             self._map("unmap", name=f"{vg}{SEPARATOR}{lv}")
             (self._dev / vg / lv).unlink(missing_ok=True)
 
-    def do_active(self, vg: str) -> dict[str, dict[str, Any]]:
+    def do_active(self, vg: str, users: bool = True) -> dict[str, dict[str, Any]]:
         with self._lock:
             found = {lv: one for (group, lv), one in self._active.items() if group == vg}
-        users = loops.users() if any(one.device for one in found.values()) else {}
+        who = loops.users() if users and any(one.device for one in found.values()) else {}
         return {
-            lv: {"size": one.size, "device": one.device, "users": users.get(one.device, [])}
+            lv: {"size": one.size, "device": one.device, "users": who.get(one.device, [])}
             for lv, one in found.items()
             if one.device
         }
