@@ -571,6 +571,36 @@ class DisconnectionFailed(AgentError):
     template = "{connection} could not be disconnected: {reason}"
 
 
+class IscsiLoginFailed(AgentError):
+    code = 465
+    template = "Login to target {target} at {portal} failed: {reason}"
+
+
+class IscsiAuthFailed(AgentError):
+    code = 476
+    template = "{portal} refuses the login to {target}: check the CHAP user and password"
+
+
+class IscsiDiscoveryFailed(AgentError):
+    code = 475
+    template = "Portal {portal} does not tell its targets: {reason}"
+
+
+class IscsiInterfaceError(AgentError):
+    code = 473
+    template = "iSCSI interface {interface} could not be set up: {reason}"
+
+
+class IscsiLogoutFailed(AgentError):
+    code = 474
+    template = "Logout from target {target} at {portal} failed: {reason}"
+
+
+class MultipathSetupError(AgentError):
+    code = 467
+    template = "multipathd does not answer, so that no LUN gets its device: {reason}"
+
+
 # -- storage pools ---------------------------------------------------------------------------
 
 
