@@ -8,8 +8,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vdsm_storage.lvm.model import VolumeGroup
+from vdsm_storage.lvm.report import FULL, group_from_full_report
 
 LVM_CONF = """\
 devices {{ dir="/dev" scan=["/dev"] use_devicesfile=0 obtain_device_list_from_udev=0
@@ -32,22 +36,30 @@ def program(*argv: str, env: dict[str, str] | None = None) -> str:
 
 
 class LoopDevices:
-    """`loops(n, size)` makes n devices of `size` bytes and gives their paths."""
+    """`loops(n, size)` makes n devices of `size` bytes and gives their paths.
+
+    `directory` holds the files behind them.
+    """
 
     def __init__(self, directory: str) -> None:
         self.paths: list[str] = []
-        self._directory = directory
+        self.directory = directory
 
-    def __call__(self, count: int = 1, size: int = 1 << 30) -> list[str]:
-        made = [self._make(size) for _ in range(count)]
+    def __call__(self, count: int = 1, size: int = 1 << 30, sector: int = 512) -> list[str]:
+        made = [self._make(size, sector) for _ in range(count)]
         self.paths.extend(made)
         return made
 
-    def _make(self, size: int) -> str:
-        fd, path = tempfile.mkstemp(dir=self._directory, suffix=".img")
+    def _make(self, size: int, sector: int) -> str:
+        fd, path = tempfile.mkstemp(dir=self.directory, suffix=".img")
         os.truncate(fd, size)
         os.close(fd)
-        return program("losetup", "--find", "--show", path).strip()
+        return program("losetup", "--sector-size", str(sector), "--find", "--show", path).strip()
+
+    def drop(self, path: str) -> None:
+        """Take one away before the end."""
+        program("losetup", "--detach", path)
+        self.paths.remove(path)
 
     def detach(self) -> None:
         for path in self.paths:
@@ -80,6 +92,31 @@ class LvmTool:
     def create(self, vg: str, lv: str, extents: int = 1, tags: Sequence[str] = ()) -> None:
         added = [word for tag in tags for word in ("--addtag", tag)]
         self("lvcreate", "-an", "-Zn", "-Wn", "-l", str(extents), "-n", lv, *added, vg)
+
+    def report(self, vg: str) -> VolumeGroup:
+        """The group as lvm's own report has it."""
+        return group_from_full_report(self(*FULL, vg).encode())
+
+
+def comparable(group: VolumeGroup) -> dict[str, Any]:
+    """What metadata and reports both tell of a group: tags sorted, volumes named by uuid."""
+    uuids = {name: pv.uuid for name, pv in group.pvs.items()} | {"": ""}
+    lvs = {
+        lv.name: (
+            lv.uuid,
+            sorted(lv.tags),
+            [(s.start, s.count, uuids[s.pv], s.pv_start) for s in lv.segments],
+            lv.visible,
+        )
+        for lv in group.lvs.values()
+    }
+    pvs = {
+        pv.uuid: (pv.pe_start, pv.pe_count, pv.size, sorted(pv.tags), pv.missing, pv.allocatable)
+        for pv in group.pvs.values()
+    }
+    facts = (group.name, group.uuid, group.seqno, group.extent_size, group.exported)
+    sums = (group.used, group.extents, group.free, group.partial)
+    return {"facts": facts, "tags": sorted(group.tags), "lvs": lvs, "pvs": pvs, "sums": sums}
 
 
 @pytest.fixture
