@@ -58,6 +58,7 @@ BROAD_EXCEPT: Mapping[str, Collection[str]] = {
     "base.lanes": ("_work",),
     "host.bounded": ("_work",),
     "leases.lost": ("_run",),
+    "monitor.poller": ("_run",),
     "rpc.dispatch": ("*",),
     "rpc.streams": ("_run",),
     "jobs.runner": ("work", "_failed", "_recover"),  # a task, its way back, recovery of each entry
