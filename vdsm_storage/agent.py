@@ -17,6 +17,8 @@ from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
+from vdsm_storage.domains.block_growth import BlockTools
+from vdsm_storage.domains.device_paths import DevicePaths
 from vdsm_storage.domains.leasing import DomainLeasing
 from vdsm_storage.domains.services import Base, DomainServices
 from vdsm_storage.host import pki
@@ -40,6 +42,9 @@ from vdsm_storage.jobs.tasks import Tasks
 from vdsm_storage.leases.external import ExternalLeases, Hosting
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspaces
+from vdsm_storage.lvm.activation import Activation, DeviceMapper
+from vdsm_storage.lvm.command import Lvm
+from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.monitor.health import Health
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.broker import Broker
@@ -61,8 +66,16 @@ STOP_SECONDS = 20.0  # for running operations to take themselves back when the a
 class Agent:
     """An agent that can be started and stopped once."""
 
-    def __init__(self, config: Config, dev: bool, crash_point: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dev: bool,
+        crash_point: str | None = None,
+        activation: Activation | None = None,
+    ) -> None:
+        """`activation` takes the place of device-mapper."""
         self._config = config
+        self._activation = activation
         self._clock = clock = SystemClock()
         self._lanes = Lanes(clock, config.storage.lane_workers, config.storage.lane_queue)
         self._broker = Broker()
@@ -91,7 +104,8 @@ class Agent:
         limits = config.storage
         qemu_img = QemuImg(memory=limits.untrusted_memory, cpu=limits.untrusted_cpu)
         leasing = DomainLeasing(self._lockspaces, self._leases, clock)
-        storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing))
+        block = self._block_tools()
+        storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
         registry = storage.registry
         find = registry.find_store
         health = Health(
@@ -124,6 +138,13 @@ class Agent:
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
         )
+
+    def _block_tools(self) -> BlockTools:
+        config, lanes = self._config.lvm, self._lanes
+        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands)
+        devices = DevicePaths(config.devices)
+        groups = Groups(lvm, devices.candidates, lanes.submit, config.scan_timeout)
+        return BlockTools(groups, self._activation or DeviceMapper(lvm), devices.find)
 
     @property
     def kinds(self) -> Mapping[str, Kind]:

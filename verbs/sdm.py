@@ -112,6 +112,16 @@ def _bitmaps(ctx: Context, kind: str, job_id: str, vol_info: Div, bitmap: str | 
     ctx.services.data.start_job(job_id, request)
 
 
+def move_domain_device(ctx: Context, job_id: str, move_params: Mapping[str, Any]) -> None:
+    domain, source = move_params["sd_id"], move_params["src_guid"]
+    ctx.services.storage.growth.start_move(job_id, domain, source, move_params.get("dst_guids"))
+
+
+def reduce_domain(ctx: Context, job_id: str, reduce_params: Mapping[str, Any]) -> None:
+    domain, device = reduce_params["sd_id"], reduce_params["guid"]
+    ctx.services.storage.growth.start_reduce(job_id, domain, device)
+
+
 def _volume(endpoint: Div) -> VolumeRef:
     return VolumeRef(endpoint["sd_id"], endpoint["img_id"], endpoint["vol_id"])
 
@@ -123,6 +133,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     "SDM.clear_bitmaps": Verb(clear_bitmaps, lane=":host"),
     "SDM.copy_data": Verb(copy_data, lane=":host"),
     "SDM.merge": Verb(merge, lane=":host"),
+    "SDM.move_domain_device": Verb(move_domain_device, lane="move_params.sd_id"),
+    "SDM.reduce_domain": Verb(reduce_domain, lane="reduce_params.sd_id"),
     "SDM.remove_bitmap": Verb(remove_bitmap, lane=":host"),
     "SDM.sparsify_volume": Verb(sparsify_volume, lane=":host"),
     "SDM.update_volume": Verb(update_volume, lane=":host"),

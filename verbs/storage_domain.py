@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vdsm_storage.domains.new_domain import CreateRequest
-from vdsm_storage.errors import UnsupportedOnFileDomain
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 
 DOMAIN: Final = "storagedomainID"
-FILES_GROW: Final = "enlarge the file system instead"
 
 
 def create(
@@ -36,13 +34,11 @@ def create(
         block_size=blockSize,
         max_hosts=maxHosts,
     )
-    ctx.services.storage.lifecycle.create(request)
+    ctx.services.storage.create(request)
 
 
 def format(ctx: Context, storagedomainID: str, autoDetach: bool) -> None:
-    storage = ctx.services.storage
-    pool = storage.pools.user_of(storagedomainID)
-    storage.lifecycle.format(storagedomainID, autoDetach, pool)
+    ctx.services.storage.format(storagedomainID, autoDetach)
 
 
 def attach(ctx: Context, storagedomainID: str, storagepoolID: str) -> None:
@@ -86,17 +82,11 @@ def extend(
     devlist: Sequence[str],
     force: bool = False,
 ) -> None:
-    ctx.services.storage.registry.get(storagedomainID)
-    raise UnsupportedOnFileDomain(
-        what="StorageDomain.extend", domain=storagedomainID, remedy=FILES_GROW
-    )
+    ctx.services.storage.growth.extend(storagedomainID, devlist, force)
 
 
 def resizePV(ctx: Context, storagedomainID: str, storagepoolID: str, guid: str) -> str:
-    ctx.services.storage.registry.get(storagedomainID)
-    raise UnsupportedOnFileDomain(
-        what="StorageDomain.resizePV", domain=storagedomainID, remedy=FILES_GROW
-    )
+    return ctx.services.storage.growth.resize(storagedomainID, guid)
 
 
 # -- looking ---------------------------------------------------------------------------------

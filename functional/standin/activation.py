@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from functional.standin import loops
 from functional.standin.process import Channel
 from vdsm_storage.errors import (
     CannotActivateLogicalVolume,
@@ -24,7 +25,10 @@ class StandIn:
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
-        self._dev = os.path.join(os.path.dirname(socket), "dev")
+        directory = os.path.dirname(socket)
+        self._dev = loops.below_dev(directory)
+        with contextlib.suppress(FileExistsError):
+            os.symlink(os.path.join(directory, "dev"), self._dev)
 
     def path(self, vg: str, lv: str) -> str:
         return os.path.join(self._dev, vg, lv)

@@ -68,7 +68,7 @@ class StandIn:
         self._active: dict[tuple[str, str], Active] = {}
         self._luns: dict[str, str] = {}  # this host's device -> the shared one
         self._pipe = threading.Lock()
-        self._attaching = threading.Lock()  # or our own threads would snatch devices from each other
+        self._attaching = threading.Lock()  # or our threads would snatch devices from each other
         self._mapper = subprocess.Popen(
             [sys.executable, "-P", "-m", "functional.standin.mapper", str(self._mount)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,

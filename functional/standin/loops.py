@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -113,3 +114,10 @@ def opened(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def below_dev(directory: str) -> str:
+    """A name below /dev for the links of the stand-in in `directory`: only there the agent follows
+    a link.
+    """
+    return f"/dev/standin-{zlib.crc32(directory.encode()):08x}"

@@ -142,6 +142,7 @@ class StandInProcess:
     def _clean(self) -> None:
         """What a stand-in that was killed leaves."""
         mount = self.dir / "fuse"
+        Path(loops.below_dev(str(self.dir))).unlink(missing_ok=True)
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
                 if backing.read_text().strip().startswith(f"{mount}/"):

@@ -18,6 +18,8 @@ from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.uuids import new_uuid
+from vdsm_storage.domains.block_growth import BlockTools
+from vdsm_storage.domains.device_paths import DevicePaths
 from vdsm_storage.domains.leasing import DomainLeasing
 from vdsm_storage.domains.masters import NewPool
 from vdsm_storage.domains.new_domain import CreateRequest
@@ -30,6 +32,9 @@ from vdsm_storage.jobs.operation import CrashPoints
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspaces
+from vdsm_storage.lvm.activation import DeviceMapper
+from vdsm_storage.lvm.command import Lvm
+from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.monitor.health import Health
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
@@ -114,7 +119,11 @@ def build(root: Path, sanlock: Sanlock | None, interval: float = 0.2) -> World:
     sanlock = sanlock or Sanlock(str(root / "none"), 1)
     leases, lockspaces = Leases(sanlock, clock), Lockspaces(sanlock, clock)
     leasing = DomainLeasing(lockspaces, leases, clock)
-    services = DomainServices(Base(config, clock, lanes, locks, runner, leasing))
+    lvm = Lvm(config.paths.lvm, config.lvm.timeout, config.lvm.commands)
+    devices = DevicePaths(config.lvm.devices)
+    groups = Groups(lvm, devices.candidates, lanes.submit, config.lvm.scan_timeout)
+    block = BlockTools(groups, DeviceMapper(lvm), devices.find)
+    services = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
     events: list[tuple[str, dict[str, Any]]] = []
 
     def recover() -> None:

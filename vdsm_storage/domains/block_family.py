@@ -68,7 +68,7 @@ class BlockFamily:
 
     def scan(self, place: str) -> list[str]:
         found = self.base.groups.scan()
-        return [name for name, group in found.items() if is_domain(name, group.tags)]
+        return [group.name for group in found.values() if is_domain(group.name, group.tags)]
 
     def specials(self, sd_id: str) -> Specials:
         """A domain's special volumes: one object a group.  Raises 506."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.domains.block import BlockDomain, guid, metadata_pv, pv_changes
 from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.hostid import TEMPORARY, host_id
+from vdsm_storage.domains.masters import FOUND
 from vdsm_storage.domains.pool import Pools
 from vdsm_storage.errors import (
     ForbiddenPhysicalVolumeOperation,
@@ -26,6 +28,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request, Runner
+from vdsm_storage.lvm.activation import Activation
 from vdsm_storage.lvm.groups import Groups
 
 log = logging.getLogger("domain.block")
@@ -38,14 +41,23 @@ EXCLUSIVE_TIMEOUT: Final = 3600.0  # seconds that work on the domain's images ma
 FILES_GROW: Final = "enlarge the file system instead"
 
 
+@dataclass(frozen=True)
+class BlockTools:
+    """What agent.py builds for block domains.  `find_device(guid)` gives a device's path or raises
+    InaccessiblePhysDev (606)."""
+
+    groups: Groups
+    activation: Activation
+    find_device: Callable[[str], str]
+
+
 class BlockGrowth:
-    """`find_device(guid)` gives a device's path or raises 606; times in seconds."""
+    """Times in seconds."""
 
     def __init__(
         self,
         pools: Pools,
-        groups: Groups,
-        find_device: Callable[[str], str],
+        tools: BlockTools,
         locks: Locks,
         runner: Runner,
         lock_timeout: float,
@@ -53,8 +65,8 @@ class BlockGrowth:
     ) -> None:
         self._pools = pools
         self._registry = pools.registry
-        self._groups = groups
-        self._find_device = find_device
+        self._groups = tools.groups
+        self._find_device = tools.find_device
         self._locks = locks
         self._runner = runner
         self._lock_timeout = lock_timeout
@@ -131,10 +143,12 @@ class BlockGrowth:
 
     # -- fewer ---------------------------------------------------------------------------------
 
-    def move_job(self, sd_id: str, source: str, targets: Sequence[str] | None) -> Request:
-        """Empties the device `source` into `targets`, or any others.
+    def start_move(
+        self, job_id: str, sd_id: str, source: str, targets: Sequence[str] | None
+    ) -> None:
+        """Start the job that empties the device `source` into `targets`, or any others.
 
-        Raises 382, 617, 619, 620.
+        Raises 69, 382, 617, 619, 620.
         """
         domain = self._inactive(sd_id, "moving data")
         params = {
@@ -142,19 +156,21 @@ class BlockGrowth:
             "source": self._device(domain, source),
             "targets": self._targets(domain, source, targets),
         }
-        return Request(
-            MOVE, params, [f"found:{sd_id}"], "SDM.move_domain_device", sd_id,
+        request = Request(
+            MOVE, params, [FOUND + sd_id], "SDM.move_domain_device", sd_id,
             f"Move the data of domain {sd_id} off {source}",
         )  # fmt: skip
+        self._runner.start_job(job_id, request)
 
-    def reduce_job(self, sd_id: str, name: str) -> Request:
-        """Takes the empty device out of the group.  Raises 382, 617, 619."""
+    def start_reduce(self, job_id: str, sd_id: str, name: str) -> None:
+        """Start the job that takes an empty device out of the group.  Raises 69, 382, 617, 619."""
         domain = self._inactive(sd_id, "taking a device away")
         device = self._device(domain, name)
-        return Request(
-            REDUCE, {"id": sd_id, "device": device, "guid": name}, [f"found:{sd_id}"],
+        request = Request(
+            REDUCE, {"id": sd_id, "device": device, "guid": name}, [FOUND + sd_id],
             "SDM.reduce_domain", sd_id, f"Take {name} out of domain {sd_id}",
         )  # fmt: skip
+        self._runner.start_job(job_id, request)
 
     def _inactive(self, sd_id: str, what: str) -> BlockDomain:
         domain = self._domain(sd_id, what)
@@ -201,8 +217,9 @@ class BlockGrowth:
         domain = self._inactive(op.params["id"], "moving data")
         with self._alone(domain):
             op.step("locked")
+            source, targets = op.params["source"], op.params["targets"]
             self._groups.move(
-                domain.id, op.params["source"], op.params["targets"], op.progress, op.cancel
+                domain.id, source, targets, lambda percent: op.progress(percent / 100), op.cancel
             )
             op.step("moved", abortable=False)
             self._record_devices(domain)

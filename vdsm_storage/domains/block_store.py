@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vdsm_storage.base.uuids import is_uuid
+from vdsm_storage.domains import block_listing as listing
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains import block_slots
 from vdsm_storage.domains.block_active import ActiveVolumes
@@ -95,8 +96,9 @@ class BlockStore:
         _check(image), _check(volume)
         group, index = self._read()
         tags = index.tags(volume)
-        if tags is None or tags.initializing or tags.removed or not _shows(index, image, volume):
+        if not listing.published(index, volume) or not listing.shows(index, image, volume):
             raise self._missing(image, volume)
+        assert tags is not None
         return group, tags
 
     def _slot(self, volume: str, tags: VolumeTags) -> int:
@@ -110,17 +112,17 @@ class BlockStore:
         return list(self._read()[1].images())
 
     def volumes(self, image: str) -> list[str]:
-        return _volumes(self._read()[1], image)
+        return listing.volumes(self._read()[1], image)
 
     def all_volumes(self) -> dict[str, list[str]]:
         _, index = self._read()
-        return {volume: _images(index, volume) for volume in index.all_volumes()}
+        return {volume: listing.images(index, volume) for volume in index.all_volumes()}
 
     def removed_images(self) -> dict[str, list[str]]:
         return {image: list(volumes) for image, volumes in self._read()[1].removed().items()}
 
     def images_of_volume(self, volume: str) -> list[str]:
-        return _images(self._read()[1], _check(volume))
+        return listing.images(self._read()[1], _check(volume))
 
     # -- one volume ----------------------------------------------------------------------------
 
@@ -186,7 +188,7 @@ class BlockStore:
         group, index = self._read()
         tags = index.tags(_check(volume))
         made = tags is not None and tags.initializing and tags.image == image
-        if not made and not _shows(index, _check(image), volume):
+        if not made and not listing.shows(index, _check(image), volume):
             raise self._missing(image, volume)
         return _sizes(group, volume)
 
@@ -370,44 +372,6 @@ class BlockStore:
 
     def _missing(self, image: str, volume: str) -> VolumeDoesNotExist:
         return VolumeDoesNotExist(volume=volume, image=image, domain=self.id)
-
-
-def _volumes(index: VolumeIndex, image: str) -> list[str]:
-    """The image's own volumes, and the template that one of them is based on."""
-    own = index.volumes(image)
-    parents = {tags.parent for volume in own if (tags := index.tags(volume)) is not None}
-    shared = [parent for parent in parents - set(own) if _published(index, parent)]
-    return [*own, *sorted(shared)]
-
-
-def _published(index: VolumeIndex, volume: str) -> bool:
-    tags = index.tags(volume)
-    return tags is not None and not tags.initializing and not tags.removed
-
-
-def _shows(index: VolumeIndex, image: str, volume: str) -> bool:
-    """Whether the image has the volume, as its own or as a template."""
-    tags = index.tags(volume)
-    if tags is None or tags.removed:
-        return False
-    return tags.image == image or image in _users(index, volume)
-
-
-def _users(index: VolumeIndex, volume: str) -> set[str]:
-    """The images of the volumes, published or in the making, that are based on this one."""
-    found = {}
-    for child in index.children(volume):
-        tags = index.tags(child)
-        if tags is not None and not tags.removed:
-            found[tags.image] = True
-    return set(found)
-
-
-def _images(index: VolumeIndex, volume: str) -> list[str]:
-    tags = index.tags(volume)
-    if tags is None or tags.initializing or tags.removed:
-        return []
-    return [tags.image, *sorted(_users(index, volume) - {tags.image})]
 
 
 def _sizes(group: VolumeGroup, volume: str) -> Sizes:

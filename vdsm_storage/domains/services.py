@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +14,29 @@ from vdsm_storage.base import owner as owners
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
+from vdsm_storage.base.owner import Owner
 from vdsm_storage.config import Config
 from vdsm_storage.domains import dump
+from vdsm_storage.domains.block import BLOCK_TYPES, BlockDomain
+from vdsm_storage.domains.block_family import BlockBase, BlockFamily
+from vdsm_storage.domains.block_growth import BlockGrowth, BlockTools
+from vdsm_storage.domains.block_lifecycle import GROUP, BlockLifecycle
+from vdsm_storage.domains.block_use import Uses
 from vdsm_storage.domains.connection import Connections
-from vdsm_storage.domains.family import Family, Leasing
+from vdsm_storage.domains.family import Leasing
 from vdsm_storage.domains.file_family import FileFamily
 from vdsm_storage.domains.lifecycle import Lifecycle
 from vdsm_storage.domains.links import Links
 from vdsm_storage.domains.masters import FOUND, Masters
 from vdsm_storage.domains.members import Members
+from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.domains.pool import Pools, Watcher
 from vdsm_storage.domains.registry import Registry
 from vdsm_storage.domains.remembered import Remembered, boot_id
 from vdsm_storage.domains.spm import Spm
 from vdsm_storage.domains.upgrade import Upgrades
 from vdsm_storage.errors import AgentError, StoragePoolWrongMaster
+from vdsm_storage.host.master_fs import MasterFs
 from vdsm_storage.host.mount import Mounts
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
@@ -35,6 +44,7 @@ from vdsm_storage.jobs.runner import Runner
 log = logging.getLogger("domains")
 
 RECOVERY = 3600.0  # seconds that a recovery may wait for its turn
+CLOSE = 30.0  # seconds for all domains to be closed when the agent stops
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Base:
     locks: Locks
     runner: Runner
     leasing: Leasing
+    block: BlockTools
 
 
 class DomainServices:
@@ -66,17 +77,13 @@ class DomainServices:
         storage, paths = config.storage, config.paths
         owner = owners.resolve(storage.user, storage.group)
         self.memory = Remembered(paths.state, boot_id())
-        self.connections = Connections(
-            os.path.join(paths.data_center, "mnt"),
-            Mounts(storage.mount_timeout),
-            owner,
-            base.lanes,
-            base.locks,
-            self.memory,
-            base.clock,
+        self.connections = _connections(base, owner, self.memory)
+        lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
+        family = _block_family(base, owner)
+        self.groups = base.block.groups
+        self.registry = Registry(
+            (FileFamily(self.connections, base.leasing, owner), family), base.lanes, base.clock
         )
-        families: list[Family] = [FileFamily(self.connections, base.leasing, owner)]
-        self.registry = Registry(families, base.lanes, base.clock)
         self.lifecycle = Lifecycle(
             self.registry, self.connections, base.leasing, owner, base.locks, base.runner
         )
@@ -88,7 +95,6 @@ class DomainServices:
             base.locks,
             base.clock,
         )
-        lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
         self.spm = Spm(
             self.pools, base.runner, base.lanes, self._upgrade, lock_timeout, id_timeout
         )
@@ -101,10 +107,23 @@ class DomainServices:
         self.members = Members(
             self.pools, lock_timeout, id_timeout, self.masters.switch, self._upgrade
         )
+        self.block_lifecycle = BlockLifecycle(
+            self.registry, family, base.locks, base.runner, lock_timeout, id_timeout
+        )
+        self.growth = BlockGrowth(
+            self.pools, base.block, base.locks, base.runner, lock_timeout, id_timeout
+        )
         self.registry.watch(self.pools.master_lock, self.pools.ready)
 
     def kinds(self) -> Sequence[Kind]:
-        parts = (self.lifecycle, self.masters, self.spm, self.upgrades)
+        parts = (
+            self.lifecycle,
+            self.block_lifecycle,
+            self.growth,
+            self.masters,
+            self.spm,
+            self.upgrades,
+        )
         return [kind for part in parts for kind in part.kinds()]
 
     def watch(self, watcher: Watcher, recover: Callable[[], Any]) -> None:
@@ -125,6 +144,23 @@ class DomainServices:
             self.upgrades.start(pool_id, version)
         except AgentError as error:
             log.warning("Pool %s is not upgraded to version %s: %s", pool_id, version, error)
+
+    # -- making and removing domains -----------------------------------------------------------
+
+    def create(self, request: CreateRequest) -> None:
+        """StorageDomain.create."""
+        if request.type in BLOCK_TYPES:
+            self.block_lifecycle.create(request)
+        else:
+            self.lifecycle.create(request)
+
+    def format(self, sd_id: str, auto_detach: bool) -> None:
+        """StorageDomain.format.  Raises 358, 391, 392, 654."""
+        domain, pool = self.registry.get(sd_id), self.pools.user_of(sd_id)
+        if isinstance(domain, BlockDomain):
+            self.block_lifecycle.format(domain, auto_detach, pool)
+        else:
+            self.lifecycle.format(sd_id, auto_detach, pool)
 
     def dump(self, sd_id: str, full: bool) -> dict[str, Any]:
         return dump.dump(self.registry.get(sd_id), full)
@@ -147,10 +183,13 @@ class DomainServices:
 
     def usable(self, name: str) -> bool:
         """Whether what an operation needs is there: a connection (path), a domain that is found
-        (`found:UUID`), or one on which this host can take leases (UUID)."""
+        (`found:UUID`), or one on which this host can take leases (UUID); a volume group
+        (`vg:NAME`)."""
         if name.startswith("/"):
             return self.connections.is_connected(name)
         try:
+            if name.startswith(GROUP):
+                return self.groups.find(name.removeprefix(GROUP)) is not None
             domain = self.registry.get(name.removeprefix(FOUND))
         except AgentError:
             return False
@@ -191,5 +230,42 @@ class DomainServices:
         if pool is not None:
             self.pools.disconnect(pool.id)
         stop_watching()
+        self._close_domains()
         self.connections.close()
         self.memory.release()
+
+    def _close_domains(self) -> None:
+        """Those that were looked at and are in no pool, too; each in its own lane."""
+        domains = [self.registry.peek(sd_id) for sd_id in self.registry.known()]
+        work = [self._lanes.submit(f"close {d.id}", d.close, CLOSE) for d in domains if d]
+        wait(work, CLOSE)
+        for future in work:
+            if future.done() and (error := future.exception()) is not None:
+                log.warning("%s", error)
+
+
+def _connections(base: Base, owner: Owner, memory: Remembered) -> Connections:
+    return Connections(
+        os.path.join(base.config.paths.data_center, "mnt"),
+        Mounts(base.config.storage.mount_timeout),
+        owner,
+        base.lanes,
+        base.locks,
+        memory,
+        base.clock,
+    )
+
+
+def _block_family(base: Base, owner: Owner) -> BlockFamily:
+    paths = base.config.paths
+    return BlockFamily(
+        BlockBase(
+            groups=base.block.groups,
+            activation=base.block.activation,
+            leasing=base.leasing,
+            owner=owner,
+            uses=Uses(os.path.join(paths.run, "storage")),
+            master=MasterFs(paths.run, owner, base.config.lvm.timeout),
+            mounts=os.path.join(paths.data_center, "mnt"),
+        )
+    )

@@ -65,7 +65,8 @@ class CloneStructure:
         )
         target.activate(member.image, [member.volume])
         try:
-            fd = os.open(target.path(member.image, member.volume), os.O_WRONLY | os.O_CLOEXEC)
+            path = layers.opened(target, target.path(member.image, member.volume))
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             with open(fd, "wb") as file:
                 file.write(data)
                 file.flush()

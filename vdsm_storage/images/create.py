@@ -283,8 +283,7 @@ def _check_absent(store: Store, request: NewVolumeRequest) -> None:
 
 def _write(store: Store, path: str, data: bytes) -> None:
     """Fill a new volume from its start.  publish() makes a file durable."""
-    follow = 0 if store.is_block else os.O_NOFOLLOW  # a logical volume's name is a link
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | follow)
+    fd = os.open(layers.opened(store, path), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         view = memoryview(data)
         while view:

@@ -8,7 +8,7 @@ import os
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import ImageIsNotLegalChain
-from vdsm_storage.images import chain, clone_image, layers, move_image, roles
+from vdsm_storage.images import chain, clone_image, guard, layers, move_image, roles
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.prepare import Preparing, RunLinks
@@ -155,7 +155,8 @@ class Images:
             metadata = store.load(image, volume)
             if metadata.format != md.COW:
                 break
-            info = layers.look(store, self._shop.qemu, Member(image, volume, metadata))
+            with guard.active(store, image, [volume], prepared=False):
+                info = layers.look(store, self._shop.qemu, Member(image, volume, metadata))
             volume = os.path.basename(info.backing) if info.backing is not None else None
             if volume is not None and volume not in there:
                 reason = f"the header of {found[0]} names {info.backing!r}, which is not in it"

@@ -38,6 +38,12 @@ def layer(store: Store, member: Member) -> Image:
     return Image(store.path(member.image, member.volume), qemu_format(member.metadata))
 
 
+def opened(store: Store, path: str) -> str:
+    """What to open for a store's `path`: the name of a logical volume is a link, and leads to a
+    device; that of a file never is."""
+    return os.path.realpath(path) if store.is_block else path
+
+
 def names_parent(backing: str | None, path: str, parent: str | None) -> bool:
     """Whether the header of `path` names the volume `parent` of the same image, or nothing."""
     if backing is None or parent is None:
@@ -61,7 +67,7 @@ def wrong_backing_format(header: Header, parent: VolumeMetadata) -> str | None:
 def look(store: Store, qemu_img: QemuImg, member: Member) -> Info:
     """What qemu-img says of one layer; it opens no other file.  Raises 262."""
     image = layer(store, member)
-    _read_header(member, image.path)
+    _read_header(store, member)
     return qemu_img.info(image)
 
 
@@ -101,7 +107,7 @@ def _check_layers(store: Store, chain: Sequence[Member]) -> None:
 
 def _check_layer(store: Store, member: Member, parent: VolumeMetadata | None) -> None:
     path = store.path(member.image, member.volume)
-    header = _read_header(member, path)
+    header = _read_header(store, member)
     if header is None:
         return
     if not names_parent(header.backing, path, member.parent):
@@ -117,15 +123,17 @@ def _is_plainly_raw(store: Store, member: Member, header: Header) -> bool:
     """Whether QEMU's guess is harmless: old hosts did not write the format into headers."""
     if header.backing_format is not None or member.parent is None:
         return False
-    data = files.read_direct(store.path(member.image, member.parent), PROBED)
+    path = opened(store, store.path(member.image, member.parent))
+    data = files.read_direct(path, PROBED)
     return qcow2_header.looks_raw(data)
 
 
-def _read_header(member: Member, path: str) -> Header | None:
+def _read_header(store: Store, member: Member) -> Header | None:
     """By our own code: qemu-img would open the data file that a header names.  None for raw."""
     if not member.is_cow:
         return None
     try:
+        path = opened(store, store.path(member.image, member.volume))
         header = qcow2_header.parse(files.read_direct(path, qcow2_header.READ_LENGTH))
     except HeaderError as error:
         reason = f"{member.volume} cannot be read: {error}"

@@ -258,7 +258,9 @@ class Merging:
             layers.check_header(store, self._qemu_img, sub.top)
             below, above = layers.layer(store, base), layers.layer(store, sub.top)
             size = self._qemu_img.info(below).virtual_size
-            hole = merged.missing_at(self._qemu_img, above, below)
+            hole = merged.missing_at(
+                self._qemu_img, above, below, lambda path: layers.opened(store, path)
+            )
         expected = f"the data of {sub.top.volume} merged into it"
         if size < sub.top.metadata.capacity:
             raise UnexpectedVolumeState(

@@ -7,7 +7,7 @@ a guest wrote there, so pieces of the upper layer are compared with what the bas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vdsm_storage.base import files
 from vdsm_storage.host.qemu_img import RAW, Image, QemuImg
@@ -17,22 +17,26 @@ SAMPLES = 32
 PIECE = 4096  # bytes compared of each sample
 
 
-def missing_at(qemu_img: QemuImg, top: Image, base: Image) -> int | None:
+def missing_at(
+    qemu_img: QemuImg, top: Image, base: Image, opened: Callable[[str], str]
+) -> int | None:
     """The guest's offset of a sample of the layer `top` that the layer `base` does not hold.
 
-    None when all samples are there.  Compressed clusters are not looked at.
+    None when all samples are there.  Compressed clusters are not looked at.  `opened` gives the
+    path to open for the path of a layer.
     """
     extents = [e for e in qemu_img.map_layer(top) if e.data and e.offset is not None]
     if not extents:
         return None
     below = qemu_img.map_layer(base) if base.format != RAW else None
     step = max(1, len(extents) // SAMPLES)
+    above, under = opened(top.path), opened(base.path)
     for extent in extents[::step]:
         assert extent.offset is not None
         length = min(PIECE, extent.length)
-        there = files.read_direct(top.path, length, extent.offset)
+        there = files.read_direct(above, length, extent.offset)
         if below is None:
-            found = files.read_direct(base.path, length, extent.start)
+            found = files.read_direct(under, length, extent.start)
         else:
             held = _holder(below, extent.start)
             if held is None or not held.present:
@@ -43,7 +47,7 @@ def missing_at(qemu_img: QemuImg, top: Image, base: Image) -> int | None:
                 continue
             else:
                 place = held.offset + extent.start - held.start
-                found = files.read_direct(base.path, length, place)
+                found = files.read_direct(under, length, place)
         if found.ljust(length, b"\0") != there.ljust(length, b"\0"):
             return extent.start
     return None

@@ -25,6 +25,7 @@ from vdsm_storage.errors import (
     StreamFailed,
     StreamTooLong,
 )
+from vdsm_storage.images import guard, layers
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request, Runner, Running
@@ -99,10 +100,13 @@ class Upload:
 class Download:
     """A volume's bytes for a peer.  `length` is how many there will be."""
 
-    def __init__(self, pipe: _Pipe, task: Running, fd: int, length: int) -> None:
+    def __init__(
+        self, pipe: _Pipe, task: Running, fd: int, length: int, release: Callable[[], None]
+    ) -> None:
         self._pipe = pipe
         self._task = task
         self._fd = fd
+        self._release = release
         self._done = 0
         self.length = length
 
@@ -122,6 +126,7 @@ class Download:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._release()
             self._pipe.broken = self._done < self.length
             self._pipe.ended.set()
             self._task.done.wait(SILENCE)
@@ -168,15 +173,22 @@ class ImageStreams:
         store, where = self._where(headers)
         store.load(where.image, where.volume)
         available = store.sizes(where.image, where.volume).apparent
+        fd = -1
+
+        def release() -> None:
+            store.deactivate(where.image, [where.volume])
+
         store.activate(where.image, [where.volume])
-        path = store.path(where.image, where.volume)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
+            path = layers.opened(store, store.path(where.image, where.volume))
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             pipe, task = self._start(DOWNLOAD, "uploadImageToStream", where)
         except BaseException:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+            release()
             raise
-        return Download(pipe, task, fd, min(length, available))
+        return Download(pipe, task, fd, min(length, available), release)
 
     # -- finding the volume ------------------------------------------------------------------
 
@@ -241,14 +253,14 @@ class ImageStreams:
         store = self._find_store(op.params["domain"])
         with self._held(op, exclusive=True) as pipe, store.lock.held(self._lock_timeout):
             op.step("locked")
-            store.activate(image, [volume])
-            path = store.path(image, volume)
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                _write_pieces(op, pipe, fd)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            with guard.active(store, image, [volume], prepared=False):
+                path = layers.opened(store, store.path(image, volume))
+                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    _write_pieces(op, pipe, fd)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
             op.step("written", abortable=False)
 
     def _deliver(self, op: Operation) -> None:

@@ -13,7 +13,7 @@ from vdsm_storage.base.units import round_up
 from vdsm_storage.errors import CommandError, CommandTimeout, ImageVerificationError
 from vdsm_storage.host.qemu_img import Image, QemuImg
 from vdsm_storage.host.qemu_img_output import Info
-from vdsm_storage.images import layers, qcow2_header
+from vdsm_storage.images import guard, layers, qcow2_header
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import DOMAINS, VolumeRef, image_lock
 from vdsm_storage.images.qcow2_header import HeaderError
@@ -41,13 +41,15 @@ class Verifier:
         with self._locks.held(held, self._timeout):
             member = Member(ref.image, ref.volume, store.load(ref.image, ref.volume))
             image = layers.layer(store, member)
-            problems = self._problems(store, member, image)
+            with guard.active(store, ref.image, [ref.volume], prepared=False):
+                problems = self._problems(store, member, image)
         if problems:
             raise ImageVerificationError(volume=ref.volume, reason="; ".join(problems))
 
     def _problems(self, store: Store, member: Member, image: Image) -> list[str]:
         try:
-            data = files.read_direct(image.path, qcow2_header.READ_LENGTH)
+            path = layers.opened(store, image.path)
+            data = files.read_direct(path, qcow2_header.READ_LENGTH)
         except OSError as error:
             return [f"it cannot be read: {error.strerror}"]
         if not member.is_cow:

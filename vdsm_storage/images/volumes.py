@@ -20,7 +20,7 @@ from vdsm_storage.errors import (
     VolumeMetadataReadError,
 )
 from vdsm_storage.host.qemu_img import QemuImg
-from vdsm_storage.images import copy_volume, create, delete, extend, layers
+from vdsm_storage.images import copy_volume, create, delete, extend, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.clone_image import CloneStructure, SyncData
@@ -228,7 +228,8 @@ class Volumes:
         a cow volume.  Raises 201, 207, 757."""
         store = self._find_store(domain)
         metadata = store.load(image, volume)
-        info = layers.look(store, self.shop.qemu, Member(image, volume, metadata))
+        with guard.active(store, image, [volume], prepared=False):
+            info = layers.look(store, self.shop.qemu, Member(image, volume, metadata))
         answer: dict[str, Any] = {"format": info.format, "virtualsize": info.virtual_size}
         if info.cluster_size is not None:
             answer["clustersize"] = info.cluster_size
