@@ -164,6 +164,8 @@ def read_area(device: str, start: int, size: int) -> Area:
     offset, count, checksum, flags = LOCATION.unpack_from(header, HEADER.size)
     if flags & IGNORED or not count:
         return Area(start, size)
+    if not SECTOR <= offset < size or count > size - SECTOR:
+        raise BadTextError(f"{device}: the area at {start} has {count} bytes of text at {offset}")
     if offset + count <= size:
         text = read(device, start + offset, count)
     else:  # the ring goes on behind the header
