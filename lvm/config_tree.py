@@ -41,9 +41,18 @@ class TextError(ValueError):
     """A text that is not understood; the message says where and why."""
 
 
+def to_text(data: bytes) -> str:
+    """As Python has file names: bytes that are no UTF-8 come back from `to_bytes`."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def parse_config(text: bytes | str) -> Section:
     """The sections and values of a text.  Raises TextError."""
-    reader = _Reader(text if isinstance(text, str) else text.decode("utf-8", "surrogateescape"))
+    reader = _Reader(text if isinstance(text, str) else to_text(text))
     section = reader.section(0)
     if reader.kind != "end":
         raise reader.error("a section ends that did not begin")
@@ -64,13 +73,13 @@ def parse_section(text: memoryview, start: int) -> tuple[str, Section, int]:
 
 
 def _one_section(piece: bytes, start: int) -> tuple[str, Section, int]:
-    reader = _Reader(piece.decode("utf-8", "surrogateescape"))
+    reader = _Reader(to_text(piece))
     name = reader.name()
     reader.take("{")
     section = reader.section(1)
     if reader.kind != "}":
         raise reader.error("the text ends inside a section")
-    return name, section, start + len(reader.taken().encode("utf-8", "surrogateescape"))
+    return name, section, start + len(to_bytes(reader.taken()))
 
 
 class _Reader:

@@ -10,6 +10,14 @@ from vdsm_storage.lvm.config_tree import Section, TextError
 from vdsm_storage.lvm.model import LogicalVolume, PhysicalVolume, Segment, VolumeGroup
 
 SECTOR: Final = 512  # bytes; sizes in the text are sectors
+CONTENTS: Final = "Text Format Volume Group"
+VERSION: Final = 1
+
+
+def check_version(tree: Section) -> None:
+    """Raises TextError for a text of another version than this."""
+    if (tree.get("contents"), tree.get("version")) != (CONTENTS, VERSION):
+        raise TextError(f"its contents are {tree.get('contents')} {tree.get('version')}")
 
 
 def only_group(tree: Section) -> tuple[str, Section]:

@@ -33,7 +33,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from vdsm_storage.lvm.config_tree import TextError, parse_section
+from vdsm_storage.lvm.config_tree import TextError, parse_section, to_bytes, to_text
 from vdsm_storage.lvm.group_tree import lv_of
 from vdsm_storage.lvm.model import LogicalVolume, PhysicalVolume, Segment
 
@@ -64,7 +64,7 @@ class LvReader:
 
     def __init__(self, pvs: Mapping[str, PhysicalVolume]) -> None:
         self._pvs = pvs
-        self._names = {name.encode(): name for name in pvs}
+        self._names = {to_bytes(name): name for name in pvs}
         self._tags = {NO_PARENT: NO_PARENT}
 
     def read(self, text: memoryview, at: int) -> tuple[LogicalVolume, int]:
@@ -91,7 +91,7 @@ class LvReader:
         return lv_of(name, section, self._pvs), line.end() if line else end
 
     def _shared(self, tag: bytes) -> str:
-        text = tag.decode("utf-8", "surrogateescape")
+        text = to_text(tag)
         return self._tags.setdefault(text, text)
 
     def _segment(self, start: bytes, count: bytes, pv: bytes, pv_start: bytes) -> Segment:

@@ -18,6 +18,7 @@ inside the group (here they are numbered as they come), the exact size of the te
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -59,12 +60,17 @@ def parse_report(text: bytes) -> dict[str, list[Row]]:
     """The rows of each kind ("vg", "pv", "lv", "seg").  Raises ValueError."""
     found: dict[str, list[Row]] = {}
     match orjson.loads(text):
-        case {"report": [*reports]}:
-            for report in reports:
-                for kind, rows in report.items():
-                    found.setdefault(kind, []).extend(rows)
+        case {"report": [*reports]} if all(isinstance(report, dict) for report in reports):
+            for kind, rows in (item for report in reports for item in report.items()):
+                if not isinstance(rows, list) or not all(map(_is_row, rows)):
+                    raise ValueError(f"its part {kind} has something else than rows")
+                found.setdefault(kind, []).extend(rows)
             return found
-    raise ValueError("this is no report of lvm")
+    raise ValueError("it is no report")
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and all(isinstance(value, str) for value in row.values())
 
 
 def group_from_full_report(text: bytes) -> VolumeGroup:
@@ -80,7 +86,7 @@ def group_from_reports(vgs: bytes, lvs: bytes, pvs: bytes) -> VolumeGroup:
         name = row["vg_name"]
         rows = [row for row in parse_report(pvs).get("pv", []) if row["vg_name"] == name]
         return _group(row, _pvs(rows), parse_report(lvs).get("seg", []))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise UnexpectedVolumeGroupMetadata(vg=name, reason=f"lvm's report: {error!r}") from error
 
 
@@ -92,7 +98,7 @@ def _group(row: Row, pvs: Sequence[PhysicalVolume], segments: Iterable[Row]) -> 
         extent_size=int(row["vg_extent_size"]),
         tags=_tags(row["vg_tags"]),
         pvs={pv.name: pv for pv in pvs},
-        lvs=_lvs(segments, {pv.device: pv.name for pv in pvs}),
+        lvs=_lvs(segments, _names(pvs)),
         exported=bool(row["vg_exported"]),
         text_size=text_bytes(int(row["vg_mda_size"]), int(row["vg_mda_free"])),
     )
@@ -113,6 +119,12 @@ def _pvs(rows: Iterable[Row]) -> list[PhysicalVolume]:
         )
         for number, row in enumerate(rows)
     ]
+
+
+def _names(pvs: Sequence[PhysicalVolume]) -> dict[str, str]:
+    """Device -> name.  All that are missing have one device's name, and cannot be told apart."""
+    seen = Counter(pv.device for pv in pvs)
+    return {pv.device: pv.name for pv in pvs if seen[pv.device] == 1}
 
 
 def _lvs(rows: Iterable[Row], names: Mapping[str, str]) -> dict[str, LogicalVolume]:

@@ -15,8 +15,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vdsm_storage.lvm.config_tree import TextError, parse_config
-from vdsm_storage.lvm.group_tree import group_of, lv_of, only_group, pvs_of, sections
+from vdsm_storage.lvm.config_tree import TextError, parse_config, to_bytes
+from vdsm_storage.lvm.group_tree import (
+    check_version,
+    group_of,
+    lv_of,
+    only_group,
+    pvs_of,
+    sections,
+)
 from vdsm_storage.lvm.lv_text import LvReader
 from vdsm_storage.lvm.model import LogicalVolume, VolumeGroup
 
@@ -69,7 +76,9 @@ class IncrementalParser:
                 return self._parse_fast(view, begin.end())
             except TextError as error:
                 log.info("a text is read the slow way: %s", error)
-        name, tree = only_group(parse_config(bytes(view)))
+        whole = parse_config(bytes(view))
+        check_version(whole)
+        name, tree = only_group(whole)
         pvs = pvs_of(tree)
         lvs = {lv: lv_of(lv, section, pvs) for lv, section in sections(tree, "logical_volumes")}
         return group_of(name, tree, pvs, lvs, len(view))
@@ -79,7 +88,8 @@ class IncrementalParser:
         pvs = pvs_of(tree)
         # Their names decide what a stripe's name means.
         known = self._blocks if pvs.keys() == self._pvs else ()
-        blocks = _known_and_new(text, begin, known, LvReader(pvs))
+        blocks, end = _known_and_new(text, begin, known, LvReader(pvs))
+        check_version(parse_config(b"rest {" + bytes(text[end:])))
         lvs = {lv.name: lv for block in blocks for lv in block.lvs}
         if len(lvs) != sum(len(block.lvs) for block in blocks):
             raise TextError("two logical volumes have one name")
@@ -150,14 +160,17 @@ class _Blocks:
 
 def _known_and_new(
     text: memoryview, begin: int, known: Sequence[_Block], reader: LvReader
-) -> list[_Block]:
-    """The blocks of the volumes whose text starts at `begin`, known ones where it is the same."""
-    starts = {block.lvs[0].name.encode(): block for block in known}
+) -> tuple[list[_Block], int]:
+    """The blocks of the volumes whose text starts at `begin`, known ones where it is the same.
+
+    Also where the section of the volumes ends.
+    """
+    starts = {to_bytes(block.lvs[0].name): block for block in known}
     single: dict[int, LogicalVolume] | None = None
     found = _Blocks(text, begin)
     while (ahead := _NEXT.match(text, found.end)) is not None:
-        if ahead[1]:  # the end of the section
-            return found.all()
+        if ahead[1]:
+            return found.all(), ahead.end()
         block = starts.get(ahead[2])
         if block is not None and found.hash(found.end + block.size) == block.key:
             found.take(block)
