@@ -220,7 +220,7 @@ def test_full_mailbox_without_a_manager(world: World) -> None:
         asked = [ask(number, 30) for number in range(fmt.SLOTS)]
         wait_for(lambda: b"\0" * 64 not in fmt.messages(world.block("inbox", 1)))
         with pytest.raises(MailboxFull) as error:
-            host.request(DOMAIN, volume(100), MIB, 0.2)
+            host.request(DOMAIN, volume(100), MIB, 1)
         assert error.value.code == 1100
         assert "63" in str(error.value)
         patient = ask(101, 30)
@@ -233,7 +233,7 @@ def test_full_mailbox_without_a_manager(world: World) -> None:
 def test_nobody_answers(world: World) -> None:
     host = world.host(1)
     with pytest.raises(ExtendNotAnswered) as error:
-        host.request(DOMAIN, volume(1), MIB, 0.3)
+        host.request(DOMAIN, volume(1), MIB, 1)
     assert error.value.code == 206
     assert world.boxes.inbox in str(error.value)
     # What was given up is not extended by a manager that comes later.
@@ -371,7 +371,7 @@ def test_storage_that_comes_and_goes(world: World, caplog: pytest.LogCaptureFixt
     world.spm()
     host = world.host(1)
     with pytest.raises(ExtendNotAnswered, match="No such file"):
-        host.request(DOMAIN, volume(1), MIB, 0.3)
+        host.request(DOMAIN, volume(1), MIB, 1)
     for box in (world.boxes.inbox, world.boxes.outbox):
         os.rename(box + ".away", box)
     assert host.request(DOMAIN, volume(2), MIB, 20) == 128 * MIB
