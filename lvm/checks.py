@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,31 +70,27 @@ class Checks:
         self, vg: str, devices: Sequence[str], candidates: Sequence[str], force: bool
     ) -> None:
         """Raises what is wrong with the first device that cannot be used."""
-        missing = [device for device in devices if block.number(device) is None]
-        if missing or not devices:
-            raise InaccessiblePhysDev(devices=", ".join(missing) or "(none given)")
+        if not devices:
+            raise InaccessiblePhysDev(devices="(none given)")
+        look = self._look(devices, candidates)
+        self._check_there(devices, look)
         if len({block.number(device) for device in devices}) < len(devices):
             reason = "it is given twice"
             raise PhysDevInitializationError(device=", ".join(devices), reason=reason)
-        look = self._look(devices, candidates)
-        silent = [device for device in devices if device not in look.seen]
-        if silent:
-            raise InaccessiblePhysDev(devices=", ".join(silent))
-        sizes = {device: block.sector_size(device) for device in devices}
+        self._check_sectors(vg, devices)
         for device in devices:
-            if len(set(sizes.values())) == 1 and sizes[device] != SECTOR:
-                raise DeviceBlockSizeError(device=device, size=sizes[device])
-        if len(set(sizes.values())) > 1:
-            raise VolumeGroupBlockSizeError(
-                vg=vg, devices=", ".join(f"{d} ({size})" for d, size in sizes.items())
-            )
-        for device in devices:
-            for error in self._wrong(device, look, force):
-                raise error
+            self._check_free(device, look, force)
 
-    def why_not(self, device: str, candidates: Sequence[str]) -> str | None:
+    def why_not(self, devices: Sequence[str], candidates: Sequence[str]) -> dict[str, str | None]:
+        """By device, why it cannot be used by itself, or None."""
+        look = self._look(devices, candidates)
+        return {device: self._why_not(device, look) for device in devices}
+
+    def _why_not(self, device: str, look: _Look) -> str | None:
         try:
-            self.usable("-", [device], candidates, force=False)
+            self._check_there([device], look)
+            self._check_sectors("-", [device])
+            self._check_free(device, look, force=False)
         except AgentError as error:
             return str(error)
         except OSError as error:
@@ -105,22 +101,36 @@ class Checks:
         seen = self._scanner.look([*devices, *candidates])
         return _Look(seen, groups_of(seen))
 
-    def _wrong(self, device: str, look: _Look, force: bool) -> Iterator[AgentError]:
+    def _check_there(self, devices: Sequence[str], look: _Look) -> None:
+        missing = [d for d in devices if block.number(d) is None or d not in look.seen]
+        if missing:
+            raise InaccessiblePhysDev(devices=", ".join(missing))
+
+    def _check_sectors(self, vg: str, devices: Sequence[str]) -> None:
+        sizes = {device: block.sector_size(device) for device in devices}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{device} ({size})" for device, size in sizes.items())
+            raise VolumeGroupBlockSizeError(vg=vg, devices=listed)
+        for device, size in sizes.items():
+            if size != SECTOR:
+                raise DeviceBlockSizeError(device=device, size=size)
+
+    def _check_free(self, device: str, look: _Look, force: bool) -> None:
         found = look.group_of(device)
         if found is not None and (is_domain(found.tags) or not force):
             what = "storage domain" if is_domain(found.tags) else "volume group"
-            yield _used(device, f"it belongs to {what} {found.name}: remove that first")
+            raise _used(device, f"it belongs to {what} {found.name}: remove that first")
         if block.partition_table(device, PROBE):
-            yield PartitionedPhysDev(device=device)
+            raise PartitionedPhysDev(device=device)
         if block.in_use(device):
-            yield _used(device, f"it is in use on this host, {self._by(device)}")
+            raise _used(device, f"it is in use on this host, {self._by(device)}")
         if force:
             return
         label = look.seen[device].label
         if label is not None and found is None and self._claimed(device):
-            yield _used(device, "it belongs to a volume group whose other devices are not here")
+            raise _used(device, "it belongs to a volume group whose other devices are not here")
         if words := block.what_is_on(device, PROBE):
-            yield _used(device, f"{words}; force takes it nevertheless")
+            raise _used(device, f"{words}; force takes it nevertheless")
 
     def _by(self, device: str) -> str:
         return ", ".join(block.users(device)) or "mounted or taken by a program"

@@ -25,6 +25,7 @@ from vdsm_storage.errors import (
     InaccessiblePhysDev,
     LvmCommandError,
     ResourceExhausted,
+    ResourceTimeout,
     UnexpectedVolumeGroupMetadata,
 )
 from vdsm_storage.lvm.archive import Archive
@@ -39,7 +40,8 @@ from vdsm_storage.lvm.plan import Plan, make_plan
 log = logging.getLogger("lvm.group")
 
 TRIES: Final = 3  # times that a plan is made anew because the group changed under it
-GATHERING: Final = (0.0005, 0.010)  # seconds, at least and at most
+TURN_COMMANDS: Final = 3  # commands at their time-out that a caller waits for others
+GATHERING: Final = (0.0002, 0.010)  # seconds, at least and at most
 GATHERING_SHARE: Final = 0.03  # of what the last commit took
 UNKNOWN_OUTCOME: Final = (LvmCommandError, CommandTimeout)
 
@@ -58,15 +60,23 @@ class Metadata(Protocol):
     def forget(self) -> None: ...
 
 
-@dataclass
+class _Changed(Exception):  # noqa: N818 - no error: plan anew
+    """The group is not any more what the plan was made for."""
+
+
+@dataclass(eq=False)
 class _Request:
     changes: Sequence[Change]
     done: bool = False
     error: AgentError | None = None
+    result: VolumeGroup | None = None
 
-    def end(self, error: AgentError | None = None) -> None:
+    def end(self, end: AgentError | VolumeGroup) -> None:
         self.done = True
-        self.error = error
+        if isinstance(end, AgentError):
+            self.error = end
+        else:
+            self.result = end
 
 
 @dataclass
@@ -92,7 +102,12 @@ class Group:
         return self.metadata.devices()
 
     def all_devices(self, group: VolumeGroup) -> Mapping[str, str]:
-        """Device by id of the physical volume.  Raises InaccessiblePhysDev (606)."""
+        """Device by id of the physical volume, none missing: the group can be changed.
+
+        Raises InaccessiblePhysDev (606), UnexpectedVolumeGroupMetadata (616) if it is exported.
+        """
+        if group.exported:
+            raise UnexpectedVolumeGroupMetadata(vg=self.name, reason="it is exported")
         devices = self.devices()
         missing = [pv for pv in group.pvs.values() if pv.uuid not in devices]
         if missing:
@@ -135,14 +150,27 @@ class Group:
         request = _Request(changes)
         with self._mutex:
             self._waiting.append(request)
-        with self._turn:
+        self._take_turn(request)
+        try:
             if not request.done:
                 self._commit_all(self._gathered())
+        finally:
+            self._turn.release()
         if request.error is not None:
             raise request.error
-        return self.read()
+        assert request.result is not None
+        return request.result
 
     # -- one commit --------------------------------------------------------------------------
+
+    def _take_turn(self, request: _Request) -> None:
+        """Raises ResourceTimeout (851) when the group is being worked on for very long."""
+        longest = TURN_COMMANDS * self.lvm.timeout
+        while not self._turn.acquire(timeout=longest):
+            with self._mutex:
+                if request in self._waiting:  # nobody has begun with it
+                    self._waiting.remove(request)
+                    raise ResourceTimeout(namespace="volume group", name=self.name, seconds=longest)
 
     def _gathered(self) -> Sequence[_Request]:
         """All that wait, after a moment in which who comes at the same time can join: a commit
@@ -175,10 +203,9 @@ class Group:
             devices = self.all_devices(group)
             open_ones = [request for request in batch if not request.done]
             plan = make_plan(group, [request.changes for request in open_ones])
-            if plan.changes and self.read().seqno != group.seqno:
-                continue
-            self._carry_out(plan, text, devices, open_ones)
-            return
+            with contextlib.suppress(_Changed):
+                self._carry_out(plan, text, devices, open_ones)
+                return
         raise UnexpectedVolumeGroupMetadata(
             vg=self.name, reason="something else changes it without the domain's lock; try again"
         )
@@ -190,20 +217,17 @@ class Group:
         devices: Mapping[str, str],
         requests: Sequence[_Request],
     ) -> None:
-        for request, error in zip(requests, plan.errors, strict=True):
-            if error is not None:
-                request.end(error)
-        alive = [(n, request) for n, request in enumerate(requests) if not request.done]
         failure: AgentError | None = None
+        group = plan.before
         if plan.changes:
             failure = self._write(plan, text, devices)
             group = self._read_again()
-        else:
-            group = plan.before
         left: list[_Request] = []
-        for number, request in alive:
-            if plan.reached(group, number):
-                request.end()
+        for number, (request, error) in enumerate(zip(requests, plan.errors, strict=True)):
+            if error is not None:
+                request.end(error)
+            elif plan.reached(group, number):
+                request.end(group)
             else:
                 left.append(request)
         for request in left:
@@ -234,6 +258,8 @@ class Group:
     def _restore(self, plan: Plan, text: bytes, devices: Mapping[str, str]) -> None:
         stamp = Stamp(os.uname().nodename, int(self.clock()))
         new = edit(text, plan, stamp)
+        if self.read().seqno != plan.before.seqno:
+            raise _Changed
         path = os.path.join(self.lvm.directory, f"{self.name}.restore")
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
@@ -248,7 +274,9 @@ class Group:
 
     # -- the other way -----------------------------------------------------------------------
 
-    def _singly(self, changes: Sequence[Change], failure: AgentError | None) -> AgentError | None:
+    def _singly(
+        self, changes: Sequence[Change], failure: AgentError | None
+    ) -> AgentError | VolumeGroup:
         """One caller's changes by lvm's single commands, after the commit of all failed.
 
         What was made is taken back when a later one fails.
@@ -264,7 +292,7 @@ class Group:
         error = self._run_all(plan, devices)
         now = self._read_again()
         if plan.reached(now, 0):
-            return None
+            return now
         if error is None:
             reason = "lvm reports success, but the change is not in it"
             error = UnexpectedVolumeGroupMetadata(vg=self.name, reason=reason)

@@ -16,7 +16,6 @@ from vdsm_storage.errors import (
     LvmCommandError,
     NoSuchPhysicalVolume,
     TooManyPVsInVG,
-    UnexpectedVolumeGroupMetadata,
     VolumeGroupAlreadyExists,
     VolumeGroupCreateError,
     VolumeGroupDoesNotExist,
@@ -276,7 +275,11 @@ class Groups:
 
     def can_create(self, device: str) -> str | None:
         """None when `create` would take the device without `force`, or why it would not."""
-        return self._checks.why_not(device, self._candidates())
+        return self.can_create_on([device])[device]
+
+    def can_create_on(self, devices: Sequence[str]) -> Mapping[str, str | None]:
+        """`can_create` of many devices, which are looked at together."""
+        return self._checks.why_not(devices, self._candidates())
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -297,8 +300,6 @@ class Groups:
             log.warning("labels stay on %s: %s", ", ".join(devices), error)
 
     def _devices(self, group: Group, model: VolumeGroup) -> list[str]:
-        if model.exported:
-            raise UnexpectedVolumeGroupMetadata(vg=group.name, reason="it is exported")
         return sorted(group.all_devices(model).values())
 
     def _volume(self, group: Group, model: VolumeGroup, device: str) -> PhysicalVolume:

@@ -8,6 +8,7 @@ and not asked again, so that it costs the next scan nothing.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -40,6 +41,7 @@ class Seen:
     logical volumes (of which there may be thousands), `raw` the headers that prove them.
     """
 
+    number: int  # of the device, by which two names of it are known to be one
     label: Label | None
     raw: tuple[bytes, ...] = ()
     heads: tuple[VolumeGroup, ...] = ()
@@ -114,13 +116,14 @@ class Scanner:
 
 def see(device: str, known: Seen | None = None) -> Seen:
     """Read a device; what `known` proves is not read again.  Raises OSError."""
+    number = os.stat(device).st_rdev
     try:
         label = find_label(device)
     except DamageError as error:
         log.warning("%s", error)
-        return Seen(None)
+        return Seen(number, None)
     if label is None:
-        return Seen(None)
+        return Seen(number, None)
     headers: list[tuple[Area, Header]] = []
     for area in label.areas:
         try:
@@ -131,7 +134,7 @@ def see(device: str, known: Seen | None = None) -> Seen:
     if known is not None and known.label == label and known.raw == raw:
         return known
     heads = [_head(device, area, header) for area, header in headers]
-    return Seen(label, raw, tuple(head for head in heads if head is not None))
+    return Seen(number, label, raw, tuple(head for head in heads if head is not None))
 
 
 def _head(device: str, area: Area, header: Header) -> VolumeGroup | None:
@@ -154,7 +157,9 @@ def groups_of(seen: Mapping[str, Seen]) -> list[Found]:
     """The groups that stand on the devices, by the newest copy of each one's metadata."""
     newest: dict[str, VolumeGroup] = {}
     devices: dict[str, list[str]] = {}
-    for device, what in seen.items():
+    names = {what.number or device: device for device, what in reversed(list(seen.items()))}
+    for device in reversed(list(names.values())):
+        what = seen[device]
         if what.label is not None:
             devices.setdefault(what.label.pv_uuid, []).append(device)
         for head in what.heads:
