@@ -133,6 +133,9 @@ class BlockDomain:
     def sdm_lease(self) -> LeaseSpec:
         return sdm_lease(self._specials, self.geometry)
 
+    def volume_leases(self) -> list[LeaseSpec]:
+        return self.store.leases()
+
     # -- metadata ------------------------------------------------------------------------------
 
     def _read(self) -> VolumeGroup:

@@ -37,7 +37,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import Parsed, VolumeMetadata
-from vdsm_storage.images.store import NewVolume, Progress, Sizes, Wipe, no_progress
+from vdsm_storage.images.store import Examined, NewVolume, Progress, Sizes, Wipe, no_progress
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 from vdsm_storage.lvm.changes import CreateLv, ExtendLv, ReduceLv, RemoveLv, RetagLv
 from vdsm_storage.lvm.model import VolumeGroup
@@ -147,25 +147,18 @@ class BlockStore:
         except (OSError, ValueError) as error:
             raise VolumeMetadataReadError(volume=volume, reason=error) from error
 
-    def parse_all(self) -> dict[str, tuple[VolumeTags, Parsed | None, Sizes]]:
-        """Everything that is listed or being deleted, read at once; None for unknown slots."""
+    def examine_all(self) -> Iterator[Examined]:
+        """All metadata is read in few pieces."""
         group, index = self._read()
         removed = [volume for volumes in index.removed().values() for volume in volumes]
-        tagged = {
-            volume: tags
-            for volume in (*index.all_volumes(), *removed)
-            if (tags := index.tags(volume)) is not None
-        }
-        wanted = {tags.slot for tags in tagged.values() if tags.slot is not None}
-        texts = self._slots().read_all({slot for slot in wanted if slot <= block_slots.LAST_SLOT})
-        return {
-            volume: (
-                tags,
-                md.parse(texts[tags.slot]) if tags.slot in texts else None,
-                _sizes(group, volume),
-            )
-            for volume, tags in tagged.items()
-        }
+        tagged = [(v, index.tags(v)) for v in (*index.all_volumes(), *removed)]
+        slots = {tags.slot for _, tags in tagged if tags is not None and tags.slot is not None}
+        texts = self._slots().read_all({slot for slot in slots if slot <= block_slots.LAST_SLOT})
+        for volume, tags in tagged:
+            assert tags is not None
+            parsed = md.parse(texts[tags.slot]) if tags.slot in texts else None
+            sizes = _sizes(group, volume)
+            yield Examined(volume, tags.image, parsed, sizes, tags.removed, tags.slot)
 
     def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         _, tags = self._find(image, volume)
@@ -195,6 +188,10 @@ class BlockStore:
     def lease(self, image: str, volume: str) -> LeaseSpec | None:
         _, tags = self._find(image, volume)
         return self._lease(volume, self._slot(volume, tags))
+
+    def leases(self) -> list[LeaseSpec]:
+        """Of all volumes, by their places."""
+        return [self._lease(volume, slot) for slot, volume in sorted(self.by_slot().items())]
 
     def _lease(self, volume: str, slot: int) -> LeaseSpec:
         offset = block_slots.lease_offset(slot, self.geometry.alignment)

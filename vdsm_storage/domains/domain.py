@@ -110,6 +110,9 @@ class Domain(Protocol):
     def metadata_path(self) -> str:
         """What monitoring reads."""
 
+    def volume_leases(self) -> list[LeaseSpec]:
+        """The leases that lie beside `sdm_lease`: those of the volumes of block domains."""
+
     def metadata(self) -> DomainMetadata:
         """Read from the storage.  Raises 358, 379, 751, 752."""
 

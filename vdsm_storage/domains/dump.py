@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vdsm_storage.base import files
 from vdsm_storage.domains.domain import Domain
-from vdsm_storage.errors import AgentError
+from vdsm_storage.images.store import Examined
 from vdsm_storage.leases import index
 from vdsm_storage.leases.leader import DELTA_MAGIC, Leader, parse_leader
 
@@ -22,7 +22,7 @@ def dump(domain: Domain, full: bool) -> dict[str, Any]:
     answer: dict[str, Any] = {"metadata": domain.info(), "volumes": volumes(domain)}
     if full and domain.type.leases:
         domain.check_special_files()
-        answer["leases"] = sdm_leases(domain)
+        answer["leases"] = leases(domain)
         answer["lockspace"] = lockspace(domain)
         if domain.xleases_path is not None:
             answer["xleases"] = external_leases(domain, domain.xleases_path)
@@ -30,36 +30,31 @@ def dump(domain: Domain, full: bool) -> dict[str, Any]:
 
 
 def volumes(domain: Domain) -> dict[str, dict[str, Any]]:
-    store = domain.store
-    found = {}
-    for image in store.images():
-        for volume in store.volumes(image):
-            if volume not in found:
-                found[volume] = _volume(domain, image, volume)
-    for image, removed in store.removed_images().items():
-        for volume in removed:
-            found.setdefault(volume, {"image": image, "status": REMOVED})
-    return found
+    return {found.volume: _volume(found) for found in domain.store.examine_all()}
 
 
-def _volume(domain: Domain, image: str, volume: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {"image": image}
-    try:
-        parsed = domain.store.parse(image, volume)
-        entry.update(parsed.as_dump())
-        entry["status"] = INVALID if parsed.errors else OK
-        sizes = domain.store.sizes(image, volume)
-        entry.update(truesize=sizes.allocated, apparentsize=sizes.apparent)
-    except (AgentError, OSError):
-        entry["status"] = INVALID
+def _volume(found: Examined) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": found.image}
+    if found.parsed is not None:
+        entry.update(found.parsed.as_dump())
+    good = found.parsed is not None and not found.parsed.errors and found.sizes is not None
+    entry["status"] = REMOVED if found.removed else OK if good else INVALID
+    if found.sizes is not None:
+        entry.update(truesize=found.sizes.allocated, apparentsize=found.sizes.apparent)
+    if found.slot is not None:
+        entry["mdslot"] = found.slot
     return entry
 
 
-def sdm_leases(domain: Domain) -> list[dict[str, Any]]:
-    """The leases in dom_md/leases."""
-    spec = domain.sdm_lease
-    leader = parse_leader(files.read_direct(spec.path, domain.geometry.block_size, spec.offset))
-    return [] if leader is None else [{**_common(leader, spec.offset), "lver": leader.version}]
+def leases(domain: Domain) -> list[dict[str, Any]]:
+    """The domain's own lease, and on block domains those of its volumes, by their places."""
+    found = []
+    specs = [domain.sdm_lease, *domain.volume_leases()]
+    for spec in specs:
+        leader = parse_leader(files.read_direct(spec.path, domain.geometry.block_size, spec.offset))
+        if leader is not None:
+            found.append({**_common(leader, spec.offset), "lver": leader.version})
+    return found
 
 
 def lockspace(domain: Domain) -> list[dict[str, Any]]:

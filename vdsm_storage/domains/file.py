@@ -125,6 +125,10 @@ class FileDomain:
     def sdm_lease(self) -> LeaseSpec:
         return layout.sdm_lease(self.id, self.path, self.geometry)
 
+    def volume_leases(self) -> list[LeaseSpec]:
+        """Volumes have files of their own for them."""
+        return []
+
     def close(self) -> None:
         """Nothing is open."""
 

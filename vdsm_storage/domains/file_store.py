@@ -21,6 +21,7 @@ from vdsm_storage.domains import file_listing, tree
 from vdsm_storage.domains.file_listing import IMAGES, META, REMOVED
 from vdsm_storage.domains.tree import DATA_MODE, Tree
 from vdsm_storage.errors import (
+    AgentError,
     CannotShareVolume,
     ImageDoesNotExistInSD,
     ImagePathError,
@@ -31,7 +32,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
-from vdsm_storage.images.store import NewVolume, Progress, Sizes, Wipe, no_progress
+from vdsm_storage.images.store import Examined, NewVolume, Progress, Sizes, Wipe, no_progress
 from vdsm_storage.leases.model import ClusterLock, Geometry, LeaseSpec
 
 LEASE = ".lease"
@@ -111,6 +112,18 @@ class FileStore:
         except FileNotFoundError:
             raise self._missing(image, volume) from None
         return md.decode(data, volume), Sizes(status.st_size, status.st_blocks * 512)
+
+    def examine_all(self) -> Iterator[Examined]:
+        """What cannot be read has no metadata, or no sizes."""
+        for volume, (image, *_) in self.all_volumes().items():
+            parsed, sizes = None, None
+            with contextlib.suppress(AgentError, OSError):
+                parsed = self.parse(image, volume)
+                sizes = self.sizes(image, volume)
+            yield Examined(volume, image, parsed, sizes)
+        for image, volumes in self.removed_images().items():
+            for volume in volumes:
+                yield Examined(volume, image, None, None, removed=True)
 
     def _read(self, image: str, volume: str) -> bytes:
         _check(volume)

@@ -364,6 +364,7 @@ class Pools:
         if capacity is not None:
             answer["disktotal"] = str(capacity.total)
             answer["diskfree"] = str(capacity.free)
+            answer["alerts"] = [{"code": a.code, "message": a.message} for a in capacity.alerts]
         return answer
 
     def _master(self, pool: Pool) -> Domain:

@@ -8,7 +8,7 @@ Methods that make or remove things are idempotent: they may be called again afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -30,6 +30,21 @@ class Sizes:
 
     apparent: int
     allocated: int
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A volume as StorageDomain.dump shows it, broken ones and those being deleted too.
+
+    `slot` is the number of its metadata on block domains.
+    """
+
+    volume: str
+    image: str
+    parsed: Parsed | None
+    sizes: Sizes | None
+    removed: bool = False
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,9 @@ class Store(Protocol):
 
     def parse(self, image: str, volume: str) -> Parsed:
         """A tolerant reading, for what shows broken volumes as well.  Raises 201."""
+
+    def examine_all(self) -> Iterator[Examined]:
+        """Every volume of the domain, each once."""
 
     def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         """Replace the metadata of a published volume, durably."""
