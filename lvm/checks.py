@@ -15,7 +15,6 @@ from vdsm_storage.errors import (
     LvmCommandError,
     PartitionedPhysDev,
     PhysDevInitializationError,
-    VolumeGroupBlockSizeError,
 )
 from vdsm_storage.lvm import devices as block
 from vdsm_storage.lvm.command import Lvm
@@ -66,9 +65,7 @@ class Checks:
         self._lvm = lvm
         self._scanner = scanner
 
-    def usable(
-        self, vg: str, devices: Sequence[str], candidates: Sequence[str], force: bool
-    ) -> None:
+    def usable(self, devices: Sequence[str], candidates: Sequence[str], force: bool) -> None:
         """Raises what is wrong with the first device that cannot be used."""
         if not devices:
             raise InaccessiblePhysDev(devices="(none given)")
@@ -77,7 +74,7 @@ class Checks:
         if len({block.number(device) for device in devices}) < len(devices):
             reason = "it is given twice"
             raise PhysDevInitializationError(device=", ".join(devices), reason=reason)
-        self._check_sectors(vg, devices)
+        self._check_sectors(devices)
         for device in devices:
             self._check_free(device, look, force)
 
@@ -89,7 +86,7 @@ class Checks:
     def _why_not(self, device: str, look: _Look) -> str | None:
         try:
             self._check_there([device], look)
-            self._check_sectors("-", [device])
+            self._check_sectors([device])
             self._check_free(device, look, force=False)
         except AgentError as error:
             return str(error)
@@ -106,12 +103,9 @@ class Checks:
         if missing:
             raise InaccessiblePhysDev(devices=", ".join(missing))
 
-    def _check_sectors(self, vg: str, devices: Sequence[str]) -> None:
-        sizes = {device: block.sector_size(device) for device in devices}
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{device} ({size})" for device, size in sizes.items())
-            raise VolumeGroupBlockSizeError(vg=vg, devices=listed)
-        for device, size in sizes.items():
+    def _check_sectors(self, devices: Sequence[str]) -> None:
+        for device in devices:
+            size = block.sector_size(device)
             if size != SECTOR:
                 raise DeviceBlockSizeError(device=device, size=size)
 

@@ -118,7 +118,7 @@ class Groups:
         """Make a group as the format of block domains wants it; gives its id.
 
         Nothing is changed when a check fails: 389 too many devices, 505 the name is taken, 606
-        not there, 607 partitions, 517/518 sector sizes, 601 the device is not free.  `force`
+        not there, 607 partitions, 518 sectors of another size, 601 the device is not free.  `force`
         takes devices with file systems, and those of groups that are no storage domains, from
         which they are torn; never one of a group with a tag of storage domains.  What a crash
         leaves is physical volumes of no group, which `create` takes without `force`.
@@ -129,7 +129,7 @@ class Groups:
         if found:
             there = ", ".join(device or "?" for device in found[0].devices.values())
             raise VolumeGroupAlreadyExists(vg=name, devices=there)
-        self._checks.usable(name, devices, self._candidates(), force)
+        self._checks.usable(devices, self._candidates(), force)
         added = [word for tag in tags for word in ("--addtag", tag)]
         options = ["--physicalextentsize", EXTENT, "--setautoactivation", "n", *added]
         try:
@@ -187,7 +187,7 @@ class Groups:
             count = len(model.pvs) + len(new)
             if count > MOST_DEVICES:
                 raise TooManyPVsInVG(vg=name, count=count, limit=MOST_DEVICES)
-            self._checks.usable(name, new, self._candidates(), force)
+            self._checks.usable(new, self._candidates(), force)
             try:
                 self._make_volumes(name, new, force)
                 argv = ["vgextend", "--autobackup", "n", name, *new]

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from vdsm_storage.errors import AgentError
 from vdsm_storage.lvm.labels import (
@@ -30,7 +30,8 @@ from vdsm_storage.lvm.text import TextError, parse_group
 
 Ask = Callable[[str, Callable[[], Any], float], "Future[Any]"]
 
-_VOLUMES = b"\nlogical_volumes {\n"
+_VOLUMES: Final = b"\nlogical_volumes {\n"
+_REST: Final = b'\n}\ncontents = "Text Format Volume Group"\nversion = 1\n'
 
 log = logging.getLogger("lvm.scan")
 
@@ -150,7 +151,7 @@ def _head(device: str, area: Area, header: Header) -> VolumeGroup | None:
 def parse_head(text: bytes) -> VolumeGroup:
     """A group's text without its logical volumes.  Raises TextError."""
     begin = text.find(_VOLUMES)
-    return parse_group(text if begin < 0 else text[:begin] + b"\n}\n")
+    return parse_group(text if begin < 0 else text[:begin] + _REST)
 
 
 def groups_of(seen: Mapping[str, Seen]) -> list[Found]:
