@@ -60,12 +60,12 @@ def make_luns(workdir: Path) -> Iterator[Callable[..., list[str]]]:
 @pytest.fixture(scope="module")
 def make_standin(
     workdir: Path, make_luns: Callable[..., list[str]]
-) -> Iterator[Callable[[str], StandInProcess]]:
-    """make_standin(name) -> a running stand-in of device-mapper for one host."""
+) -> Iterator[Callable[..., StandInProcess]]:
+    """make_standin(name, sync=True) -> a running stand-in of device-mapper for one host."""
     started: list[StandInProcess] = []
 
-    def make(name: str = "standin") -> StandInProcess:
-        standin = StandInProcess(workdir / name)
+    def make(name: str = "standin", sync: bool = True) -> StandInProcess:
+        standin = StandInProcess(workdir / name, sync)
         standin.start()
         started.append(standin)
         return standin

@@ -218,7 +218,8 @@ def _chains(volumes: Mapping[str, Volume]) -> Iterator[str]:
         kind, children = volume.values.get("VOLTYPE"), own.get(volume.name, [])
         if kind == "LEAF" and children:
             yield f"{volume.name} is a leaf and has the child {children[0].name}"
-        if kind == "INTERNAL" and not children:
+        illegal = volume.values.get("LEGALITY") == "ILLEGAL"  # merged, and waits for its deletion
+        if kind == "INTERNAL" and not children and not illegal:
             yield f"{volume.name} is internal and has no child"
         if len(children) > 1:
             yield f"{volume.name} has {len(children)} children in its image"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The device-mapper of one "host", on a kernel that has none; for tests only.
 
-    python -P -m functional.standin.daemon DIRECTORY
+    python -P -m functional.standin.daemon DIRECTORY [--no-sync]
 
 It outlives the agent, as mapped devices do.  Its child (mapper.py) is a FUSE file system with one
 file an active volume; a loop device on each file makes a true block device of it, and
@@ -37,6 +37,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +60,7 @@ class Active:
 
 
 class StandIn:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, options: Sequence[str]) -> None:
         self._mount = directory / "fuse"
         self._dev = directory / "dev"
         for path in (self._mount, self._dev):
@@ -70,7 +71,8 @@ class StandIn:
         self._pipe = threading.Lock()
         self._attaching = threading.Lock()  # or our threads would snatch devices from each other
         self._mapper = subprocess.Popen(
-            [sys.executable, "-P", "-m", "functional.standin.mapper", str(self._mount)],
+            [sys.executable, "-P", "-m", "functional.standin.mapper", str(self._mount),
+             *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         assert self._mapper.stdout is not None
@@ -229,7 +231,7 @@ class Handler(socketserver.StreamRequestHandler):
 def main() -> int:
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
-    standin = StandIn(directory)
+    standin = StandIn(directory, sys.argv[2:])
     path = directory / "socket"
     path.unlink(missing_ok=True)
     with Server(str(path), standin) as server:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The mapping itself: one file for each active volume, laid over its segments on the devices.
 
-    python -m functional.standin.mapper MOUNT-POINT
+    python -m functional.standin.mapper MOUNT-POINT [--no-sync]
 
 Commands come as JSON lines on standard input, an answer each on standard output:
 
@@ -85,7 +85,8 @@ class Fault(NamedTuple):
 class Mapper:
     """The files, and the requests that are held back."""
 
-    def __init__(self) -> None:
+    def __init__(self, sync: bool) -> None:
+        self._sync = sync
         self._lock = threading.Lock()
         self._ids = itertools.count(fuse.ROOT + 1)
         self._nodes: dict[str, int] = {}
@@ -226,6 +227,8 @@ class Mapper:
                 raise OSError(errno.EIO, "the device is shorter than its mapping")
 
     def sync(self, node: int) -> None:
+        if not self._sync:
+            return
         for fd in {segment.fd for segment in self._mapping(node).segments}:
             os.fdatasync(fd)
 
@@ -239,7 +242,7 @@ class Mapper:
 
 
 def main() -> int:
-    mapper = Mapper()
+    mapper = Mapper(sync="--no-sync" not in sys.argv)
     mapper.connection = fuse.Connection(sys.argv[1], mapper, mapper.intercept)
     serving = threading.Thread(target=mapper.connection.serve, args=(THREADS,), daemon=True)
     serving.start()

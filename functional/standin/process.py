@@ -47,10 +47,15 @@ class Channel:
 
 
 class StandInProcess:
-    """The device-mapper of one host, all its state below `directory`."""
+    """The device-mapper of one host, all its state below `directory`.
 
-    def __init__(self, directory: Path) -> None:
+    Without `sync` nothing is flushed to the disk under the LUNs, which only matters to a machine
+    that loses its power.
+    """
+
+    def __init__(self, directory: Path, sync: bool = True) -> None:
         self.dir = directory
+        self._sync = sync
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -62,7 +67,10 @@ class StandInProcess:
             **os.environ, "VDSM_STORAGE_TEST_AGENT": str(self.dir), "PYTHONPATH": str(ROOT)
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "functional.standin.daemon", str(self.dir)],
+            [
+                *(sys.executable, "-P", "-m", "functional.standin.daemon", str(self.dir)),
+                *(() if self._sync else ("--no-sync",)),
+            ],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip

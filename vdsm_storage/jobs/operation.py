@@ -27,11 +27,14 @@ from vdsm_storage.jobs.journal import Entry, Journal
 class CrashPoints:
     """Kills this process at one named point (`kind:step`), for tests.  Unarmed in production.
 
-    A point may carry a count: `volume.create:made:3` dies when it is reached the third time.
+    A point may carry a count: `volume.create:made:3` dies when it is reached the third time.  With
+    `stop ` before it the process is stopped there, until somebody continues it.
     """
 
     def __init__(self, armed: str | None = None) -> None:
-        parts = (armed or "").split(":")
+        how, _, point = (armed or "").rpartition(" ")
+        self._signal = signal.SIGSTOP if how == "stop" else signal.SIGKILL
+        parts = point.split(":")
         self._point = ":".join(parts[:2]) if armed else None
         self._left = int(parts[2]) if len(parts) > 2 else 1
 
@@ -39,7 +42,7 @@ class CrashPoints:
         if self._point == point:
             self._left -= 1
             if self._left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._signal)
 
 
 class Operation:
