@@ -21,7 +21,8 @@ log = logging.getLogger("remembered")
 CONNECTIONS: Final = "connections"
 POOLS: Final = "pools"
 MONITORED: Final = "monitored"
-_SECTIONS = (CONNECTIONS, POOLS, MONITORED)
+SESSIONS: Final = "sessions"  # iSCSI
+_SECTIONS = (CONNECTIONS, POOLS, MONITORED, SESSIONS)
 
 
 def boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:

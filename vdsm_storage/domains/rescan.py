@@ -11,16 +11,15 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.lanes import Lanes
-from vdsm_storage.domains.candidates import Candidates
+from vdsm_storage.domains.storage_network import StorageNetwork
 from vdsm_storage.errors import AgentError
 from vdsm_storage.host import udev
-from vdsm_storage.host.iscsi_sessions import Sessions
-from vdsm_storage.host.multipath import Multipath
-from vdsm_storage.host.scsi import Disk, Scsi
+from vdsm_storage.host.scsi import Disk
 
 SCAN: Final = 30.0  # seconds that a SCSI host may take
 SETTLE: Final = 5.0  # seconds for udev
@@ -32,25 +31,16 @@ log = logging.getLogger("domains.rescan")
 
 
 class Rescan:
-    """What lies below: sysfs, multipath, sessions."""
-
-    def __init__(
-        self,
-        scsi: Scsi,
-        multipath: Multipath,
-        sessions: Sessions,
-        candidates: Candidates,
-        lanes: Lanes,
-        clock: Clock,
-    ) -> None:
-        self._scsi = scsi
-        self._multipath = multipath
-        self._sessions = sessions
-        self._candidates = candidates
+    def __init__(self, network: StorageNetwork, lanes: Lanes, clock: Clock) -> None:
+        self._scsi = network.scsi
+        self._multipath = network.multipath
+        self._sessions = network.sessions
+        self._candidates = network.candidates
         self._lanes = lanes
         self._clock = clock
         self._mutex = threading.Lock()
-        self._owing: dict[str, Future[Any]] = {}
+        self._left_alone: frozenset[str] = frozenset()  # disks that multipath does not want
+        self._owing: dict[str, tuple[Future[Any], Deadline]] = {}
 
     def everything(self, guids: Collection[str] = ()) -> None:
         """New LUNs on all hosts; new sizes of the devices called `guids`, or of all."""
@@ -60,7 +50,7 @@ class Rescan:
     def hosts(self, hosts: Iterable[int] | None = None) -> None:
         """Look for new LUNs on SCSI hosts (all of the network's), and wait for their devices."""
         chosen = self._network_hosts() if hosts is None else set(hosts)
-        self._ask({f"scsi host{n}": lambda n=n: self._scsi.scan(n) for n in sorted(chosen)})
+        self._ask({f"scsi host{n}": partial(self._scsi.scan, n) for n in sorted(chosen)})
         self.wait_for_devices()
 
     def sizes(self, guids: Collection[str] = ()) -> None:
@@ -69,12 +59,8 @@ class Rescan:
         hosts: dict[int, list[str]] = {}
         for disk in disks:
             hosts.setdefault(disk.host, []).append(disk.name)
-        self._ask(
-            {
-                f"scsi host{number} sizes": lambda names=names: self._rescan(names)
-                for number, names in hosts.items()
-            }
-        )
+        work = {n: partial(self._rescan, names) for n, names in hosts.items()}
+        self._ask({f"scsi host{n} sizes": call for n, call in work.items()})
         wanted = frozenset(guids)
         if self._multipath.resize_grown(lambda name: not wanted or name in wanted):
             udev.settle(SETTLE)
@@ -92,9 +78,12 @@ class Rescan:
                 quiet = None
             elif quiet is None:
                 quiet = Deadline(self._clock, QUIET)
-            if deadline.passed() or (quiet is not None and quiet.passed()):
+            is_over = quiet is not None and quiet.passed()
+            if is_over or deadline.passed():
                 names = ", ".join(disk.name for disk in missing)
                 log.warning("Multipath makes no device of %s: is that blacklisted?", names)
+                if is_over:
+                    self._left_alone = frozenset(map(_identity, missing)) | self._left_alone
                 return
             self._clock.wait(nothing, _POLL)
         udev.settle(SETTLE)
@@ -111,6 +100,7 @@ class Rescan:
             disk
             for disk in self._scsi.san_disks()
             if disk.is_running
+            and _identity(disk) not in self._left_alone
             and self._multipath.map_of(disk.name) is None
             and not self._candidates.covers(disk.name)
         ]
@@ -120,7 +110,8 @@ class Rescan:
         disks = [disk for disk in self._scsi.san_disks() if disk.is_running]
         if not guids:
             return disks
-        names = {path.device for one in self._multipath.maps() if one.name in guids for path in one.paths}
+        maps = [one for one in self._multipath.maps() if one.name in guids]
+        names = {path.device for one in maps for path in one.paths}
         names |= {one.kernel for one in self._candidates.all() if one.guid in guids}
         return [disk for disk in disks if disk.name in names]
 
@@ -145,14 +136,18 @@ class Rescan:
         """None while an earlier call hangs."""
         with self._mutex:
             before = self._owing.get(key)
-            if before is not None and not before.done():
+            owes = before is not None and not before[0].done()
+            if before is not None and owes and before[1].passed():
                 return None
             try:
                 future = self._lanes.submit(key, call, SCAN)
             except AgentError as error:
                 log.warning("%s: %s", key, error)
                 return None
-            self._owing[key] = future
+            if not owes:
+                self._owing[key] = (future, Deadline(self._clock, SCAN))
             return future
 
 
+def _identity(disk: Disk) -> str:
+    return f"{disk.name} {disk.host} {disk.lun} {disk.serial}"

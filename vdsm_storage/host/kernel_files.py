@@ -37,6 +37,10 @@ class KernelFiles:
     def exists(self, path: str) -> bool:
         return os.path.exists(self.path(path))
 
+    def real(self, path: str) -> str:
+        """Where a path leads to when all links in it are followed."""
+        return os.path.realpath(self.path(path))
+
     def path(self, path: str) -> str:
         return os.path.join(self._root, path.lstrip("/"))
 
