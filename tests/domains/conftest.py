@@ -32,7 +32,7 @@ from vdsm_storage.jobs.operation import CrashPoints
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspaces
-from vdsm_storage.lvm.activation import DeviceMapper
+from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.monitor.health import Health
@@ -53,11 +53,13 @@ class World:
     """One agent's storage half.  `crash` arms a crash point in this very process."""
 
     root: Path
+    base: Base
     services: DomainServices
     health: Health
     runner: Runner
     lanes: Lanes
     lockspaces: Lockspaces
+    leases: Leases
     events: list[tuple[str, dict[str, Any]]]
 
     def connect(self, path: str, kind: str = "LOCALFS", **more: str) -> str:
@@ -103,8 +105,16 @@ class World:
         self.lanes.close()
 
 
-def build(root: Path, sanlock: Sanlock | None, interval: float = 0.2) -> World:
+def build(
+    root: Path,
+    sanlock: Sanlock | None,
+    interval: float = 0.2,
+    devices: str = "",
+    activation: Activation | None = None,
+) -> World:
+    """`devices` are those of block domains; `activation` takes the place of device-mapper."""
     config = configuration.dev(configuration.Config(), str(root))
+    config.lvm.devices = devices
     config.storage.lock_timeout = 15.0
     config.sanlock.host_id_timeout = 60.0
     clock = SystemClock()
@@ -120,10 +130,11 @@ def build(root: Path, sanlock: Sanlock | None, interval: float = 0.2) -> World:
     leases, lockspaces = Leases(sanlock, clock), Lockspaces(sanlock, clock)
     leasing = DomainLeasing(lockspaces, leases, clock)
     lvm = Lvm(config.paths.lvm, config.lvm.timeout, config.lvm.commands)
-    devices = DevicePaths(config.lvm.devices)
-    groups = Groups(lvm, devices.candidates, lanes.submit, config.lvm.scan_timeout)
-    block = BlockTools(groups, DeviceMapper(lvm), devices.find)
-    services = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
+    paths = DevicePaths(config.lvm.devices)
+    groups = Groups(lvm, paths.candidates, lanes.submit, config.lvm.scan_timeout)
+    block = BlockTools(groups, activation or DeviceMapper(lvm), paths.find)
+    base = Base(config, clock, lanes, locks, runner, leasing, block)
+    services = DomainServices(base)
     events: list[tuple[str, dict[str, Any]]] = []
 
     def recover() -> None:
@@ -139,7 +150,7 @@ def build(root: Path, sanlock: Sanlock | None, interval: float = 0.2) -> World:
     services.watch(health, recover)
     runner.add_kinds(services.kinds())
     runner.load()
-    return World(root, services, health, runner, lanes, lockspaces, events)
+    return World(root, base, services, health, runner, lanes, lockspaces, leases, events)
 
 
 @pytest.fixture
