@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,8 @@ def main() -> int:
     run.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
     run.add_argument("argv", nargs="+", metavar="COMMAND", help="one word is given to a shell")
     options = parser.parse_args()
+    # As an interruption: what was begun is taken back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if reason := why_not():
         sys.exit(f"lab: {reason}")
     try:

@@ -18,8 +18,9 @@ from functional.lab.image import Image, cache
 QEMU = "qemu-system-x86_64"
 PROBE = 8.0  # seconds; with KVM the kernel is up after one or two
 KVM = ("-accel", "kvm", "-cpu", "host")
-# One virtual CPU has twice the speed of one of two; a large translation buffer is never flushed.
-TCG = ("-accel", "tcg,tb-size=512", "-cpu", "max")
+# One virtual CPU has twice the speed of one of two; a large translation buffer is never flushed;
+# an old CPU tempts no program into wide vectors, which are slow to emulate.
+TCG = ("-accel", "tcg,tb-size=512", "-cpu", "Nehalem,+rdrand")
 # As little of a PC as boots Linux.
 BARE = ("-machine", "q35,hpet=off", "-nodefaults", "-no-user-config", "-display", "none")
 KERNEL = (

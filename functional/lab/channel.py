@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -69,8 +70,14 @@ class Command:
             self._take(message, listener)
         return self._result
 
+    def ended(self) -> bool:
+        """Without waiting.  Raises GuestGoneError."""
+        with contextlib.suppress(CommandTimeoutError):
+            self.wait(0)
+        return self._result is not None
+
     def output(self) -> str:
-        """What it has written so far."""
+        """What it had written when ended() or wait() last looked."""
         return "".join(_text(parts) for parts in self._parts.values())
 
     def signal(self, number: int) -> None:

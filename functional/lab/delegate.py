@@ -26,6 +26,10 @@ MEMORY = 2048  # MiB
 START = 120.0  # seconds that pytest itself may need in the guest
 SLACK = 60.0  # seconds beyond a test's own time limit, which is kept in the guest
 POLL = 0.1
+PYTEST = (".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+# The other plugins take seconds to import under emulation and have nothing to do there.
+PLUGINS = ("-p", "pytest_timeout", "-p", "functional.lab.reporter")
+ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TMPDIR": "/var/tmp", "COLUMNS": "100"}
 _LIMIT = pytest.StashKey[float]()
 
 
@@ -87,12 +91,11 @@ class Delegate:
 
     def _start(self, names: Sequence[str]) -> None:
         if self._guest is None:
-            settings = Settings(memory=MEMORY, env={"TMPDIR": "/var/tmp", "COLUMNS": "100"})
+            settings = Settings(memory=MEMORY, env=ENVIRONMENT)
             self._guest = self._guests.enter_context(guest(settings, say))
         path = self._guest.directory / "reports"
         path.unlink(missing_ok=True)
-        python = (".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
-        argv = (*python, "-p", "functional.lab.reporter", f"{OPTION}={path}", *names)
+        argv = (*PYTEST, *PLUGINS, f"{OPTION}={path}", *names)
         self._run = _Run(self._guest.start(*argv), path)
 
     def _wait(self, item: pytest.Item, run: _Run) -> Sequence[pytest.TestReport]:
@@ -100,7 +103,7 @@ class Delegate:
         limit = item.stash[_LIMIT] + SLACK + (0 if run.read else START)
         end = time.monotonic() + limit
         while True:
-            over = run.over = run.over or _is_over(run.command)
+            over = run.over = run.over or run.command.ended()
             self._read(run)
             reports = run.reports.get(item.nodeid, [])
             if any(report.when == "teardown" for report in reports):
@@ -155,14 +158,6 @@ def hand_over(item: pytest.Item) -> None:
 
 def _tests_of_file(item: pytest.Item) -> list[str]:
     return [other.nodeid for other in item.session.items if other.path == item.path]
-
-
-def _is_over(command: Command) -> bool:
-    try:
-        command.wait(0)
-    except CommandTimeoutError:
-        return False
-    return True
 
 
 def _failure(item: pytest.Item, why: str) -> pytest.TestReport:

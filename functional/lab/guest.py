@@ -102,6 +102,7 @@ class Guest:
         self.name = settings.name
         base = os.environ.get("TMPDIR", "/var/tmp")
         self.directory = Path(tempfile.mkdtemp(prefix=f"{settings.name}.", dir=base))
+        self.address = settings.address.partition("/")[0]
         self.ports = {port: _free_port() for port in settings.forward}
         self._image = made
         self._network = network
