@@ -51,6 +51,7 @@ class Lvm:
     """`directory` holds lvm.conf, locks and archive; it is made here, and private.
 
     `timeout` seconds for a command that names no other; `commands` run at once, others wait.
+    One that may take longer than `timeout` moves data for hours and is not counted.
     """
 
     def __init__(self, directory: str, timeout: float, commands: int) -> None:
@@ -92,7 +93,8 @@ class Lvm:
             on_output=on_output,
             env={"LVM_SYSTEM_DIR": self.directory, "LVM_SUPPRESS_FD_WARNINGS": "1"},
         )
-        if not self._turn.acquire(timeout=limit):
+        turn = self._turn if limit <= self.timeout else threading.Semaphore()
+        if not turn.acquire(timeout=limit):
             raise ResourceExhausted(resource="The queue of lvm commands", limit=self._commands)
         try:
             return run(order)
@@ -104,7 +106,7 @@ class Lvm:
             program = f"lvm {command} of volume group {vg or '-'}"
             raise CommandTimeout(program=program, seconds=limit, stderr="no answer") from error
         finally:
-            self._turn.release()
+            turn.release()
 
     def version(self) -> tuple[int, ...]:
         """Of the tools, (2, 3, 16) for 2.03.16; asked once."""
