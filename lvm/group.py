@@ -88,6 +88,9 @@ class Group:
     lvm: Lvm
     archive: Archive
     clock: Callable[[], float] = time.time
+    # Called right before every command that changes the group; raises when the lock under which
+    # the change was asked for may belong to another host by now.
+    fence: Callable[[], None] = lambda: None
     _lasted: float = field(default=0.0, init=False)
     _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
     _waiting: list[_Request] = field(default_factory=list, init=False)
@@ -270,6 +273,7 @@ class Group:
             os.unlink(path)
 
     def _run(self, argv: Sequence[str], devices: Mapping[str, str]) -> None:
+        self.fence()
         self.lvm.run(argv, sorted(devices.values()), vg=self.name)
 
     # -- the other way -----------------------------------------------------------------------

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def test_the_daemon_dies(tmp_path: Path) -> None:
         daemon.stop()
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, script: str = "") -> subprocess.Popen[str]:
     root = Path(__file__).parent.parent.parent
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments],
+        [sys.executable, "-c", script or SCRIPT, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -149,3 +150,67 @@ def test_storage_of_the_host_id_dies(sanlock_daemon: str, tmp_path: Path) -> Non
     finally:
         end(process)
         subprocess.run(["losetup", "-d", loop], check=True)
+
+
+ASLEEP = """
+import sys, time
+from vdsm_storage.base.clock import SystemClock
+from vdsm_storage.base.units import MIB
+from vdsm_storage.errors import AcquireLockFailure
+from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.leases.cluster_lock import SanlockClusterLock
+from vdsm_storage.leases.lease import Leases
+from vdsm_storage.leases.lockspace import Lockspace
+from vdsm_storage.leases.model import Geometry, LeaseSpec
+
+run_dir, directory, ids = sys.argv[1:]
+clock = SystemClock()
+sanlock = Sanlock(run_dir, 1, directory + "/lost")
+leases = Leases(sanlock, clock)
+sd_id = "22222222-2222-3333-4444-555555555555"
+leases.write_lockspace(sd_id, ids, Geometry())
+spec = LeaseSpec(sd_id, "SDM", directory + "/leases", MIB)
+leases.write(spec)
+lockspace = Lockspace(sanlock, sd_id, ids, Geometry(), clock)
+lockspace.acquire(1, 60)
+lock = SanlockClusterLock(leases, spec, clock)
+leases.lost.start(lambda sd_id: None)
+lock.verify()  # nobody holds it: nothing is guarded
+with lock.held(5):
+    lock.verify()
+    time.sleep(3)
+    lock.verify()
+    print("held", flush=True)
+    last = time.monotonic()
+    while (now := time.monotonic()) - last < 5:  # until all of the host stood still
+        last = now
+    try:
+        lock.verify()
+    except AcquireLockFailure:
+        print("refused", flush=True)
+    else:
+        print("would write", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_stood_still_does_not_write(tmp_path: Path) -> None:
+    """The process and its daemon are stopped past the lease's life: the very first thing that the
+    process does afterwards is refused, before the daemon has told it anything."""
+    (tmp_path / "leases").touch()
+    (tmp_path / "ids").touch()
+    daemon = SanlockDaemon(str(tmp_path / "sanlock"), 1)
+    daemon.start()
+    pid = daemon.pid()
+    assert pid is not None
+    process = start(str(tmp_path / "sanlock"), str(tmp_path), str(tmp_path / "ids"), script=ASLEEP)
+    try:
+        assert line(process) == "held"
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            os.kill(pid, number)
+            os.kill(process.pid, number)
+            time.sleep(10 if number == signal.SIGSTOP else 0)
+        assert line(process) == "refused"
+    finally:
+        end(process)
+        daemon.stop()

@@ -91,6 +91,7 @@ class BlockFamily:
         kind, geometry = _look(found)
         sd_id, base = found.metadata.id, self.base
         specials = self.specials(sd_id)
+        specials.group.fence = locks.all.verify
         active = ActiveVolumes(specials, base.uses)
         needs = Needs(specials, locks.all, base.leasing.write)
         store = BlockStore(sd_id, found.metadata.version, geometry, needs, active)

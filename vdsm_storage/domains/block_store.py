@@ -168,6 +168,7 @@ class BlockStore:
 
     def _write_slot(self, volume: str, slot: int, metadata: VolumeMetadata) -> None:
         data = metadata.encode_slot(self.version, volume)
+        self.lock.verify()
         try:
             self._slots().write(slot, data)
         except (OSError, ValueError) as error:

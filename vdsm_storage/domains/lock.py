@@ -41,6 +41,9 @@ class CheckedLock:
     def is_held(self) -> bool:
         return self._lock.is_held()
 
+    def verify(self) -> None:
+        self._lock.verify()
+
     def inquire(self) -> LeaseState:
         self._check()
         return self._lock.inquire()
@@ -94,6 +97,12 @@ class PoolLock:
     def is_held(self) -> bool:
         master = self._master()
         return self._own.is_held() and (master is None or master.is_held())
+
+    def verify(self) -> None:
+        master = self._master()
+        if master is not None:
+            master.verify()
+        self._own.verify()
 
     def inquire(self) -> LeaseState:
         return self._own.inquire()

@@ -40,6 +40,9 @@ class _Backend(Protocol):
 
     def lost(self) -> AgentError: ...
 
+    def fresh(self) -> bool:
+        """Whether it still keeps others out, for some seconds to come."""
+
 
 class CountedLock:
     """Counts the holds of `backend` within this process."""
@@ -142,6 +145,17 @@ class CountedLock:
         with self._changed:
             return self._count > 0 and not self._lost
 
+    def verify(self) -> None:
+        """To be called right before what the lock guards is written.
+
+        Raises AcquireLockFailure (651) when it was held and may be another host's soon: this
+        process, or all of the host, may have stood still since it took the lock.
+        """
+        with self._changed:
+            held, lost = self._count > 0, self._lost
+        if lost or (held and not self._backend.fresh()):
+            raise self._backend.lost()
+
 
 class _SanlockBackend:
     def __init__(self, leases: Leases, spec: LeaseSpec) -> None:
@@ -167,6 +181,9 @@ class _SanlockBackend:
             offset=self._spec.offset,
             reason="this host's id on the domain could not be renewed; look at its storage",
         )
+
+    def fresh(self) -> bool:
+        return self._leases.is_fresh(self._spec)
 
     def _owner(self) -> str:
         try:

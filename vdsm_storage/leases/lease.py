@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.files import read_direct
-from vdsm_storage.errors import LeaseHeldElsewhere, SanlockInquireError, SanlockLVBError
+from vdsm_storage.errors import AgentError, LeaseHeldElsewhere, SanlockInquireError, SanlockLVBError
 from vdsm_storage.host.sanlock import LVB_SIZE, Sanlock
 from vdsm_storage.host.sanlock_model import Place
 from vdsm_storage.leases.index import Index
@@ -20,6 +21,13 @@ from vdsm_storage.leases.lost import LostLeases
 from vdsm_storage.leases.model import Geometry, LeaseSpec, LeaseState
 from vdsm_storage.leases.slots import Slots
 
+log = logging.getLogger("leases")
+
+# Seconds that an answer of the daemon holds.  Six I/O time-outs lie between its "no" and the moment
+# when another host gets the lease, so that this one is far away from both.
+FRESH: Final = 0.2
+# I/O time-outs that this process may stand still; a host id expires after eight without renewal.
+STILL: Final = 6
 _DATA_SECTOR: Final = 2002
 
 ATTEMPT: Final = 10.0  # seconds for the I/O of one attempt, at least
@@ -33,7 +41,10 @@ class Leases:
     def __init__(self, sanlock: Sanlock, clock: Clock) -> None:
         self._sanlock = sanlock
         self._clock = clock
-        self.lost = LostLeases(sanlock.lost_dir, sanlock.hung_up)
+        still = STILL * sanlock.io_timeout
+        self.lost = LostLeases(sanlock.lost_dir, sanlock.hung_up, still, clock)
+        self._fresh_lock = threading.Lock()
+        self._fresh: dict[LeaseSpec, float] = {}  # until when nobody needs to ask again
 
     # -- on storage --------------------------------------------------------------------------
 
@@ -72,6 +83,34 @@ class Leases:
             last_owner=leader.owner_id if leader.version else None,
             last_version=leader.version if leader.version else None,
         )
+
+    def is_fresh(self, spec: LeaseSpec) -> bool:
+        """Whether a lease that this process holds keeps others out, for some seconds to come.
+
+        Asks this process's own clock, the daemon, and the storage; at most every FRESH seconds.
+        """
+        if self.lost.stood_still():
+            return False
+        now = self._clock.monotonic()
+        with self._fresh_lock:
+            until = self._fresh.get(spec, 0.0)
+        if now < until:
+            return True
+        try:
+            fresh = self._is_ours(spec)
+        except AgentError as error:
+            log.warning("Lease %s of %s: %s", spec.resource, spec.lockspace, error)
+            fresh = False
+        with self._fresh_lock:
+            self._fresh[spec] = now + FRESH if fresh else 0.0
+        return fresh
+
+    def _is_ours(self, spec: LeaseSpec) -> bool:
+        own = self._sanlock.host_ids().get(spec.lockspace)
+        if own is None or not self._sanlock.is_renewed(spec.lockspace, own):
+            return False
+        leader = self.leader(spec)
+        return leader is not None and leader.owner_id == own and leader.timestamp != 0
 
     def leader(self, spec: LeaseSpec) -> Leader | None:
         """The lease's own record; None where there is none or another one.  Raises 704."""

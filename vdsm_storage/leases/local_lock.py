@@ -54,6 +54,10 @@ class _Flock:
     def lost(self) -> AcquireLockFailure:
         return self._failure(OSError(errno.EIO, "the lock was lost"))
 
+    def fresh(self) -> bool:
+        """The kernel keeps it as long as the descriptor is open."""
+        return True
+
     def is_free(self) -> bool:
         """Whether nobody has it, this process included."""
         try:

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.files import unlink_if_there
 from vdsm_storage.base.uuids import is_uuid
 
@@ -34,12 +35,18 @@ class Losable(Protocol):
 class LostLeases:
     """Looks into `directory` while it runs; "" for none.
 
-    `hung_up()` tells the domains whose connection to the daemon broke.
+    `hung_up()` tells the domains whose connection to the daemon broke.  `still` is how many seconds
+    this process may stand still (stopped, or the whole host suspended) without losing all leases.
     """
 
-    def __init__(self, directory: str, hung_up: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self, directory: str, hung_up: Callable[[], Sequence[str]], still: float, clock: Clock
+    ) -> None:
         self._directory = directory
         self._hung_up = hung_up
+        self._still = still
+        self._clock = clock
+        self._looked: float | None = None  # monotonic; None when nobody looks
         self._lock = threading.Lock()
         self._locks: dict[str, weakref.WeakSet[Losable]] = {}
         self._stop = threading.Event()
@@ -63,10 +70,21 @@ class LostLeases:
 
     def close(self) -> None:
         self._stop.set()
+        self._looked = None
         if self._thread is not None:
             self._thread.join(5)
 
+    def stood_still(self) -> bool:
+        """Whether this process does not run as it should: nobody looked for too long.
+
+        A daemon that stood still with it may renew the host id as if nothing had happened, after
+        another host took the leases.  So whoever is about to write asks here.
+        """
+        looked = self._looked
+        return looked is not None and self._clock.monotonic() - looked > self._still
+
     def _run(self, on_lost: Callable[[str], None]) -> None:
+        self._looked = self._clock.monotonic()
         while not self._stop.wait(POLL):
             try:
                 self._look(on_lost)
@@ -75,6 +93,10 @@ class LostLeases:
 
     def _look(self, on_lost: Callable[[str], None]) -> None:
         lost = set(self._hung_up())
+        if self.stood_still():
+            with self._lock:
+                lost.update(self._locks)
+        self._looked = self._clock.monotonic()
         for name in os.listdir(self._directory):
             unlink_if_there(os.path.join(self._directory, name))
             if is_uuid(name):

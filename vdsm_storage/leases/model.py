@@ -63,5 +63,9 @@ class ClusterLock(Protocol):
     def is_held(self) -> bool:
         """Whether this process holds it now, without I/O."""
 
+    def verify(self) -> None:
+        """Right before a write that it guards: AcquireLockFailure (651) if it was held and no
+        longer keeps other hosts out.  Nothing happens when it is not held."""
+
     def inquire(self) -> LeaseState:
         """Who holds it, read from the storage."""
