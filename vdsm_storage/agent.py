@@ -18,9 +18,9 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.domains.block_growth import BlockTools
-from vdsm_storage.domains.device_paths import DevicePaths
 from vdsm_storage.domains.leasing import DomainLeasing
 from vdsm_storage.domains.services import Base, DomainServices
+from vdsm_storage.domains.storage_network import storage_network
 from vdsm_storage.host import pki
 from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
@@ -114,8 +114,9 @@ class Agent:
         )  # fmt: skip
         storage.watch(health, self._recover)
         facts = HostFacts(
-            KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains
-        )
+            KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
+            block.network.multipath.health,
+        )  # fmt: skip
         volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
@@ -142,9 +143,10 @@ class Agent:
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
         lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands)
-        devices = DevicePaths(config.devices)
-        groups = Groups(lvm, devices.candidates, lanes.submit, config.scan_timeout)
-        return BlockTools(groups, self._activation or DeviceMapper(lvm), devices.find)
+        network = storage_network(config, self._clock, KernelFiles())
+        candidates = network.candidates.candidates
+        groups = Groups(lvm, candidates, lanes.submit, config.scan_timeout)
+        return BlockTools(groups, self._activation or DeviceMapper(lvm), network)
 
     @property
     def kinds(self) -> Mapping[str, Kind]:

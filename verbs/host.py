@@ -20,6 +20,7 @@ from vdsm_storage.verbs.table import Verb
 FACTS: Final = ":facts"
 TICKETS: Final = ":tickets"
 SCAN: Final = ":scan"
+DEVICES: Final = ":devices"
 
 log = logging.getLogger("verbs.host")
 
@@ -139,6 +140,28 @@ def stopMonitoringDomain(ctx: Context, sdUUID: str) -> None:
     ctx.services.storage.pools.unmonitor(sdUUID)
 
 
+# -- block devices -----------------------------------------------------------------------------
+
+
+def getDeviceList(
+    ctx: Context,
+    storageType: str | None = None,
+    guids: Sequence[str] = (),
+    checkStatus: bool = True,
+    refresh: bool = True,
+) -> list[dict[str, Any]]:
+    devices = ctx.services.storage.devices
+    return devices.listing(storageType, guids or (), check=checkStatus, refresh=refresh)
+
+
+def getDevicesVisibility(ctx: Context, guidList: Sequence[str]) -> dict[str, bool]:
+    return ctx.services.storage.devices.visibility(guidList)
+
+
+def getLVMVolumeGroups(ctx: Context, storageType: str | None = None) -> list[dict[str, Any]]:
+    return ctx.services.storage.devices.list_groups(storageType)
+
+
 # -- tasks and jobs --------------------------------------------------------------------------
 
 
@@ -198,6 +221,9 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getStorageRepoStats": Verb(getStorageRepoStats),
     "Host.startMonitoringDomain": Verb(startMonitoringDomain, lane="sdUUID"),
     "Host.stopMonitoringDomain": Verb(stopMonitoringDomain, lane="sdUUID"),
+    "Host.getDeviceList": Verb(getDeviceList, lane=DEVICES),
+    "Host.getDevicesVisibility": Verb(getDevicesVisibility, lane=DEVICES),
+    "Host.getLVMVolumeGroups": Verb(getLVMVolumeGroups, lane=DEVICES),
     "Host.getAllTasks": Verb(getAllTasks),
     "Host.getAllTasksInfo": Verb(getAllTasksInfo),
     "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),

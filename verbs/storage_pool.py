@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vdsm_storage.domains import san
+from vdsm_storage.domains.connection import Connections
 from vdsm_storage.domains.masters import NewPool
 from vdsm_storage.domains.pool import Pool
+from vdsm_storage.domains.san import San
 from vdsm_storage.errors import NotABackupDomain
 from vdsm_storage.images.guard import VolumeRef
 from vdsm_storage.images.merge import MergeRequest
@@ -30,7 +33,7 @@ def connectStorageServer(
     domainType: str,
     connectionParams: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    return ctx.services.storage.connections.connect(domainType, connectionParams)
+    return _servers(ctx, domainType).connect(domainType, connectionParams)
 
 
 def disconnectStorageServer(
@@ -39,7 +42,12 @@ def disconnectStorageServer(
     domainType: str,
     connectionParams: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    return ctx.services.storage.connections.disconnect(domainType, connectionParams)
+    return _servers(ctx, domainType).disconnect(domainType, connectionParams)
+
+
+def _servers(ctx: Context, kind: str) -> San | Connections:
+    storage = ctx.services.storage
+    return storage.san if kind in san.TYPES else storage.connections
 
 
 # -- the pool --------------------------------------------------------------------------------
@@ -157,7 +165,7 @@ def spmStart(
     maxHostID: int | None = None,
     domVersion: int | None = None,
 ) -> str:
-    return ctx.services.storage.spm.start(storagepoolID, domVersion)
+    return ctx.services.storage.spm.start(storagepoolID, domVersion, maxHostID)
 
 
 def spmStop(ctx: Context, storagepoolID: str) -> None:

@@ -11,7 +11,9 @@ from typing import Final
 from vdsm_storage.verbs import (
     host,
     image,
+    iscsi_connection,
     lease,
+    lvm_volume_group,
     sdm,
     storage_domain,
     storage_pool,
@@ -23,7 +25,9 @@ from vdsm_storage.verbs.table import Verb
 VERBS: Final[Mapping[str, Verb]] = {
     **host.VERBS,
     **image.VERBS,
+    **iscsi_connection.VERBS,
     **lease.VERBS,
+    **lvm_volume_group.VERBS,
     **sdm.VERBS,
     **storage_domain.VERBS,
     **storage_pool.VERBS,

@@ -19,12 +19,13 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.domains.block_growth import BlockTools
-from vdsm_storage.domains.device_paths import DevicePaths
 from vdsm_storage.domains.leasing import DomainLeasing
 from vdsm_storage.domains.masters import NewPool
 from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.domains.pool import ACTIVE, Pool
 from vdsm_storage.domains.services import Base, DomainServices
+from vdsm_storage.domains.storage_network import storage_network
+from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.jobs import journal
 from vdsm_storage.jobs.journal import Journal
@@ -130,9 +131,10 @@ def build(
     leases, lockspaces = Leases(sanlock, clock), Lockspaces(sanlock, clock)
     leasing = DomainLeasing(lockspaces, leases, clock)
     lvm = Lvm(config.paths.lvm, config.lvm.timeout, config.lvm.commands)
-    paths = DevicePaths(config.lvm.devices)
-    groups = Groups(lvm, paths.candidates, lanes.submit, config.lvm.scan_timeout)
-    block = BlockTools(groups, activation or DeviceMapper(lvm), paths.find)
+    network = storage_network(config.lvm, clock, KernelFiles())
+    candidates = network.candidates.candidates
+    groups = Groups(lvm, candidates, lanes.submit, config.lvm.scan_timeout)
+    block = BlockTools(groups, activation or DeviceMapper(lvm), network)
     base = Base(config, clock, lanes, locks, runner, leasing, block)
     services = DomainServices(base)
     events: list[tuple[str, dict[str, Any]]] = []

@@ -8,7 +8,7 @@ the middle of one, from what the volume group says.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +19,7 @@ from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.hostid import TEMPORARY, host_id
 from vdsm_storage.domains.masters import FOUND
 from vdsm_storage.domains.pool import Pools
+from vdsm_storage.domains.storage_network import StorageNetwork
 from vdsm_storage.errors import (
     ForbiddenPhysicalVolumeOperation,
     NoSuchDestinationPhysicalVolumes,
@@ -43,12 +44,11 @@ FILES_GROW: Final = "enlarge the file system instead"
 
 @dataclass(frozen=True)
 class BlockTools:
-    """What agent.py builds for block domains.  `find_device(guid)` gives a device's path or raises
-    InaccessiblePhysDev (606)."""
+    """What agent.py builds for block domains."""
 
     groups: Groups
     activation: Activation
-    find_device: Callable[[str], str]
+    network: StorageNetwork
 
 
 class BlockGrowth:
@@ -66,7 +66,7 @@ class BlockGrowth:
         self._pools = pools
         self._registry = pools.registry
         self._groups = tools.groups
-        self._find_device = tools.find_device
+        self._find_device = tools.network.candidates.find
         self._locks = locks
         self._runner = runner
         self._lock_timeout = lock_timeout

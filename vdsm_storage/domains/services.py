@@ -17,22 +17,26 @@ from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.owner import Owner
 from vdsm_storage.config import Config
 from vdsm_storage.domains import dump
-from vdsm_storage.domains.block import BLOCK_TYPES, BlockDomain
+from vdsm_storage.domains.block import BLOCK, BLOCK_TYPES, BlockDomain
 from vdsm_storage.domains.block_family import BlockBase, BlockFamily
 from vdsm_storage.domains.block_growth import BlockGrowth, BlockTools
 from vdsm_storage.domains.block_lifecycle import GROUP, BlockLifecycle
 from vdsm_storage.domains.block_use import Uses
 from vdsm_storage.domains.connection import Connections
+from vdsm_storage.domains.devices import DeviceBase, Devices
 from vdsm_storage.domains.family import Leasing
 from vdsm_storage.domains.file_family import FileFamily
 from vdsm_storage.domains.lifecycle import Lifecycle
 from vdsm_storage.domains.links import Links
+from vdsm_storage.domains.luns import Luns
 from vdsm_storage.domains.masters import FOUND, Masters
 from vdsm_storage.domains.members import Members
 from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.domains.pool import Pools, Watcher
 from vdsm_storage.domains.registry import Registry
 from vdsm_storage.domains.remembered import Remembered, boot_id
+from vdsm_storage.domains.rescan import Rescan
+from vdsm_storage.domains.san import San, SanBase
 from vdsm_storage.domains.spm import Spm
 from vdsm_storage.domains.upgrade import Upgrades
 from vdsm_storage.errors import AgentError, StoragePoolWrongMaster
@@ -81,6 +85,7 @@ class DomainServices:
         lock_timeout, id_timeout = storage.lock_timeout, config.sanlock.host_id_timeout
         family = _block_family(base, owner)
         self.groups = base.block.groups
+        self.devices, self.san = _storage_network(base, self.memory)
         self.registry = Registry(
             (FileFamily(self.connections, base.leasing, owner), family), base.lanes, base.clock
         )
@@ -136,7 +141,21 @@ class DomainServices:
             else:
                 self.registry.forget_mount(mount)
 
+        def devices_came() -> None:
+            self._lanes.submit("recover devices", recover, RECOVERY)
+
         self.connections.watch(self.pools.in_use, changed)
+        self.san.watch(self._devices_in_use, devices_came)
+
+    def _devices_in_use(self) -> dict[str, list[str]]:
+        """The devices of the block domains that are in use."""
+        found: dict[str, list[str]] = {}
+        for sd_id in self.pools.in_use(BLOCK):
+            try:
+                found[sd_id] = list(self.groups.find(sd_id).devices().values())
+            except AgentError as error:
+                log.warning("The devices of domain %s cannot be told: %s", sd_id, error)
+        return found
 
     def _upgrade(self, pool_id: str, version: int) -> None:
         """A new manager brings the pool's domains to the version that the engine expects."""
@@ -220,6 +239,7 @@ class DomainServices:
         if not self.memory.crashed:
             return True
         good = self.connections.restore()
+        good = self.san.restore() and good
         self.pools.restore()
         return good
 
@@ -253,6 +273,17 @@ def _connections(base: Base, owner: Owner, memory: Remembered) -> Connections:
         base.locks,
         memory,
         base.clock,
+    )
+
+
+def _storage_network(base: Base, memory: Remembered) -> tuple[Devices, San]:
+    network, lvm = base.block.network, base.config.lvm
+    rescan = Rescan(network, base.lanes, base.clock)
+    devices = Devices(
+        DeviceBase(Luns(network), rescan, base.block.groups, base.lanes, lvm.scan_timeout)
+    )
+    return devices, San(
+        SanBase(network, rescan, base.lanes, base.locks, memory, base.clock, lvm.logins)
     )
 
 

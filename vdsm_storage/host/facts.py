@@ -51,7 +51,8 @@ class _Fixed:
 
 
 class HostFacts:
-    """`storage_domains` gives the health of every monitored domain, without I/O.
+    """`storage_domains` gives the health of every monitored domain, `multipath_health` the maps
+    with failed paths, both without I/O.
 
     `version` is the agent's own, shown beside the release that it is compatible with.
     """
@@ -63,12 +64,14 @@ class HostFacts:
         version: str,
         watched_paths: tuple[str, ...],
         storage_domains: Callable[[], Mapping[str, Any]],
+        multipath_health: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._files = files
         self._clock = clock
         self._version = version
         self._watched = watched_paths
         self._storage_domains = storage_domains
+        self._multipath_health = multipath_health
         self._network = Network(files)
         self._meter = cpu.UsageMeter(files, clock)
         self._started = clock.monotonic()
@@ -113,7 +116,7 @@ class HostFacts:
         load = float(self._files.text("/proc/loadavg", "0").split()[0])
         return {
             "storageDomains": dict(self._storage_domains()),
-            "multipathHealth": {},
+            "multipathHealth": dict(self._multipath_health()),
             # The agent manages no virtual machines: these are true, not forgotten.
             "vmCount": 0,
             "vmActive": 0,
