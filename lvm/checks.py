@@ -18,6 +18,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.lvm import devices as block
 from vdsm_storage.lvm.command import Lvm
+from vdsm_storage.lvm.labels import DamageError, read_header, read_label
 from vdsm_storage.lvm.model import PhysicalVolume, VolumeGroup
 from vdsm_storage.lvm.report import JSON, parse_report
 from vdsm_storage.lvm.scan import Found, Scanner, Seen, groups_of
@@ -34,16 +35,25 @@ def is_domain(tags: Sequence[str]) -> bool:
 
 
 def forbid_metadata_pv(model: VolumeGroup, pv: PhysicalVolume, device: str) -> None:
-    """The format wants the domain's metadata at extent 0 of the device that has LVM's metadata
-    in use, which is the group's first.  Raises ForbiddenPhysicalVolumeOperation (617).
+    """The format wants the domain's metadata at extent 0 of the device on which LVM's own
+    metadata is in use, and that stays so.  Raises ForbiddenPhysicalVolumeOperation (617).
     """
-    first = next(iter(model.pvs.values()))
     lv = model.lvs.get(METADATA)
-    place = lv.segments[0].pv if lv is not None and lv.segments else first.name
-    if pv.name in (first.name, place):
+    begins = lv is not None and lv.segments and lv.segments[0].pv == pv.name
+    if begins or _metadata_in_use(device):
         raise ForbiddenPhysicalVolumeOperation(
             device=device, reason=f"it has the metadata of {model.name}, which stays where it is"
         )
+
+
+def _metadata_in_use(device: str) -> bool:
+    """Whether LVM keeps a group's metadata on it; a device that cannot be read has none."""
+    try:
+        label = read_label(device)
+        areas = label.areas if label is not None else ()
+        return any(not read_header(device, area).ignored for area in areas)
+    except (OSError, DamageError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class Lvm:
         self._turn = threading.BoundedSemaphore(commands)
         self._version: tuple[int, ...] | None = None
         locks = os.path.join(directory, "locks")
-        os.makedirs(locks, mode=0o700, exist_ok=True)
+        for made in (directory, locks):
+            os.makedirs(made, mode=0o700, exist_ok=True)
         text = CONFIGURATION.format(locks=locks.replace("\\", "\\\\").replace('"', '\\"'))
         write_atomic(os.path.join(directory, "lvm.conf"), text.encode())
 

@@ -225,6 +225,11 @@ class Group:
         if plan.changes:
             failure = self._write(plan, text, devices)
             group = self._read_again()
+            if not failure and group.seqno != plan.before.seqno + 1:
+                log.error(
+                    "volume group %s: from %d to %d in one commit; someone else changes it",
+                    *(self.name, plan.before.seqno, group.seqno),
+                )
         left: list[_Request] = []
         for number, (request, error) in enumerate(zip(requests, plan.errors, strict=True)):
             if error is not None:

@@ -142,7 +142,11 @@ class Groups:
             listed = ", ".join(devices)
             raise VolumeGroupCreateError(vg=name, devices=listed, reason=_words(error)) from error
         self._drop(name)
-        return self.find(name).read().uuid
+        made = [group.uuid for group in self.scan(devices).values() if group.name == name]
+        if not made:
+            reason = "lvm reports success, but it cannot be found"
+            raise VolumeGroupCreateError(vg=name, devices=", ".join(devices), reason=reason)
+        return made[0]
 
     def remove(self, name: str) -> None:
         """Remove a group with its volumes, and make its devices free.
