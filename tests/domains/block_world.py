@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Block domains in this process: real LVM on loop devices, a stand-in for device-mapper, sanlock.
+
+The names below are for tests that look at what lies on the LUNs by other means than the agent's:
+lvm's own reports, and bytes through the parsers of functional/checker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from functional.checker.group import Group, read_group
+from functional.standin import loops
+from functional.standin.activation import StandIn
+from functional.standin.process import StandInProcess
+from tests.domains.conftest import build
+from tests.lvm.conftest import LVM_CONF
+from vdsm_storage.base.uuids import BLANK
+from vdsm_storage.domains.block import BlockDomain
+from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.sanlock import Sanlock
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.create import NewVolumeRequest
+from vdsm_storage.images.images import Images
+from vdsm_storage.images.volumes import Volumes
+from vdsm_storage.jobs.runner import Request
+from vdsm_storage.leases.external import ExternalLeases, Hosting
+
+GIB = 1024**3
+UNREADY = "RHAT_storage_domain_UNREADY"
+
+
+@contextmanager
+def workdir() -> Iterator[Path]:
+    """Short, because sockets are below it; not on a tmpfs, because of direct I/O."""
+    path = Path(tempfile.mkdtemp(prefix="b", dir=os.environ.get("TMPDIR", "/var/tmp")))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+class Luns:
+    """LUNs under the names that engines know them by, as multipath makes them: links below /dev.
+
+    `pattern` is what the agent's configuration says of them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._names = Path("/dev") / f"vdsm-storage-luns-{directory.name}"
+        self._names.mkdir()
+        self.pattern = f"{self._names}/*"
+        self.paths: list[str] = []
+        self._conf = directory / "lvm"
+        self._conf.mkdir()
+        (self._conf / "lvm.conf").write_text(LVM_CONF.format(locks=self._conf))
+
+    def make(self, guid: str, size: int = 20 * GIB) -> str:
+        file = self._directory / guid
+        with file.open("wb") as new:
+            new.truncate(size)
+        device = _run("losetup", "--find", "--show", str(file)).strip()
+        path = self._names / guid
+        path.symlink_to(device)
+        self.paths.append(str(path))
+        return str(path)
+
+    def close(self) -> None:
+        for path in self.paths:
+            loops.detach_patiently(os.path.realpath(path), 10.0)
+            os.unlink(path)
+        self._names.rmdir()
+
+    # -- what others see on them -------------------------------------------------------------
+
+    def lvm(self, command: str, *words: str) -> str:
+        where = ("--devices", ",".join(self.paths), "--driverloaded", "n")
+        environment = {
+            **os.environ, "LVM_SYSTEM_DIR": str(self._conf), "LVM_SUPPRESS_FD_WARNINGS": "1"
+        }  # fmt: skip
+        return _run("lvm", command, *where, *words, env=environment)
+
+    def report(self, command: str, kind: str, fields: Sequence[str]) -> list[dict[str, str]]:
+        """The rows of `lvs`, `vgs` or `pvs`; devices have their names in it."""
+        options = ("--reportformat", "json", "--units", "b", "--nosuffix")
+        text = self.lvm(command, *options, "-o", ",".join(fields))
+        for path in self.paths:
+            for end in ('"', "("):
+                text = text.replace(os.path.realpath(path) + end, path + end)
+        found: list[dict[str, str]] = json.loads(text)["report"][0][kind]
+        return found
+
+    def text(self, name: str) -> str:
+        """The metadata as text, as `vgcfgbackup` writes it."""
+        path = self._directory / f"{name}.text"
+        self.lvm("vgcfgbackup", "--file", str(path), name)
+        return path.read_text()
+
+    def group(self, name: str) -> Group:
+        """Read by the parser of the checker; both copies of the metadata are sound and equal."""
+        problems: list[str] = []
+        found = read_group(self.paths, name, problems)
+        assert problems == []
+        assert found is not None
+        return found
+
+
+class BlockHost:
+    """The storage half of an agent, with images.  Built again on the same `root` it is the next
+    life of that agent, unless the first one was closed."""
+
+    def __init__(
+        self, root: Path, sanlock: Sanlock | None, luns: Luns, standin: StandInProcess
+    ) -> None:
+        self.luns = luns
+        self.activation = StandIn(standin.socket)
+        self.world = build(root, sanlock, devices=luns.pattern, activation=self.activation)
+        self.services = self.world.services
+        base, find = self.world.base, self.services.registry.find_store
+        runner, leases = base.runner, self.world.leases
+        qemu = QemuImg()
+        self.volumes = Volumes(find, qemu, leases, base.locks, base.config, runner)
+        self.images = Images(self.volumes, str(root / "run" / "storage"))
+        hosting = Hosting(runner.start_task, lambda: BLANK)
+        get = self.services.registry.get
+        self.leases = ExternalLeases(leases, get, base.locks, base.clock, 15.0, hosting)
+        for part in (self.volumes, self.leases):
+            runner.add_kinds(part.kinds())
+
+    def domain(self, sd_id: str) -> BlockDomain:
+        found = self.services.registry.get(sd_id)
+        assert isinstance(found, BlockDomain)
+        return found
+
+    def make_group(self, name: str) -> str:
+        """On all LUNs, as LVMVolumeGroup.create makes it; its UUID."""
+        return self.services.groups.create(name, self.luns.paths, [UNREADY], False)
+
+    def run(self, kind: str, params: dict[str, Any]) -> None:
+        """An operation on one domain, in this thread."""
+        self.world.runner.run(Request(kind, params, [params["domain"]], kind))
+
+    def create(self, request: NewVolumeRequest) -> None:
+        self.run("volume.create", request.as_params())
+
+    def make_template(self, domain: str, image: str, volume: str) -> None:
+        store = self.domain(domain).store
+        with store.lock.held(15.0):
+            store.save(image, volume, store.load(image, volume).with_(voltype=md.SHARED))
+
+    def task(self, task_id: str) -> None:
+        entry = self.world.task(task_id)
+        assert entry.outcome == "success", entry.error
+
+    def close(self) -> None:
+        self.world.close()
+
+
+class HostMaker:
+    """`host(name)` is a running host; each has its own stand-in for device-mapper."""
+
+    def __init__(self, directory: Path, sanlock: Sanlock | None, luns: Luns) -> None:
+        self.directory = directory
+        self.luns = luns
+        self.sanlock = sanlock
+        self.standins: dict[str, StandInProcess] = {}
+        self._hosts: list[BlockHost] = []
+
+    def standin(self, name: str) -> StandInProcess:
+        if name not in self.standins:
+            made = StandInProcess(self.directory / f"dm-{name}", sync=False)
+            made.start()
+            self.standins[name] = made
+        return self.standins[name]
+
+    def host(self, name: str) -> BlockHost:
+        root = self.directory / name
+        made = BlockHost(root, self.sanlock, self.luns, self.standin(name))
+        self._hosts.append(made)
+        return made
+
+    def close(self) -> None:
+        for host in self._hosts:
+            host.close()
+        left = [text for standin in self.standins.values() for text in standin.stop()]
+        assert left == []
+
+
+def _run(*argv: str, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def block_hosts(directory: Path, sanlock: Sanlock | None) -> Iterator[HostMaker]:
+    """LUNs and hosts, all gone at the end."""
+    luns = Luns(directory)
+    maker = HostMaker(directory, sanlock, luns)
+    try:
+        yield maker
+    finally:
+        maker.close()
+        luns.close()
