@@ -324,6 +324,13 @@ def test_promises_that_are_broken(
     assert name in found[0]
 
 
+def test_the_description_of_the_domain(sample: SampleDomain) -> None:
+    name = 'Golden V5: a=b & c,d ("é" 漢) #1 50%'
+    assert problems(sample, expected=expected(descriptions={name, "x"})) == []
+    found = problems(sample, expected=expected(descriptions={"x"}))
+    assert found == [f"the domain is called {name!r}, not {{'x'}}"]
+
+
 def test_leases_that_are_lost(sample: SampleDomain) -> None:
     found = problems(sample, expected=expected(leases=(ZERO, LEASES[1])))
     assert found == [

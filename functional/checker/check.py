@@ -50,12 +50,14 @@ class Expected:
     """What was answered as done.  Volumes in neither mapping are not expected at all.
 
     `unsure`: changes that were asked for and not answered; such volumes may be there or not.
+    `descriptions`: one of them is the domain's; empty for any.
     """
 
     volumes: Mapping[str, Promised] = field(default_factory=dict)
     unsure: Collection[str] = frozenset()
     leases: Collection[str] = frozenset()
     unsure_leases: Collection[str] = frozenset()
+    descriptions: Collection[str] = frozenset()
 
 
 @dataclass
@@ -98,6 +100,9 @@ def check(
         return problems
     if expected is not None:
         problems += _lost(expected, volumes, found)
+        description = values.get("DESCRIPTION", "")
+        if expected.descriptions and description not in expected.descriptions:
+            problems.append(f"the domain is called {description!r}, not {expected.descriptions}")
     return problems
 
 
