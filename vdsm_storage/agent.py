@@ -45,7 +45,9 @@ from vdsm_storage.leases.lockspace import Lockspaces
 from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
+from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
+from vdsm_storage.monitor.pool_mailbox import PoolMailbox
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
@@ -60,6 +62,7 @@ from vdsm_storage.verbs.tables import BUILT, VERBS
 log = logging.getLogger("agent")
 
 VERSION = importlib.metadata.version("vdsm-storage")
+COLLECT_SECONDS = 60.0  # between looks for what dead hosts left
 STOP_SECONDS = 20.0  # for running operations to take themselves back when the agent stops
 
 
@@ -112,7 +115,11 @@ class Agent:
             registry, lanes, clock, config.storage.monitor_interval,
             self._domain_changed, self._domain_usable,
         )  # fmt: skip
-        storage.watch(health, self._recover)
+        # The manager's mailbox extends volumes; whoever extends them may have to ask by mailbox.
+        mailbox = PoolMailbox(storage.pools, lanes, clock, lambda *it: extender.serve(*it))
+        extender = Extender(registry, mailbox.ask, limits.lock_timeout)
+        storage.spm.watch(mailbox)
+        storage.watch(health, self._recover, mailbox.close)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health,
@@ -226,8 +233,12 @@ class Agent:
         """Recover at once, and again what could not be: a storage server may come later, another
         host or a dying program may still hold what it needs."""
         work = self._lanes.submit(":restore", self._restore, STOP_SECONDS)
+        collected = self._clock.monotonic()
         while True:
             await asyncio.sleep(self._config.storage.monitor_interval)
+            if self._clock.monotonic() - collected > COLLECT_SECONDS:
+                collected = self._clock.monotonic()
+                self._lanes.submit(":collect", self._services.storage.collect, STOP_SECONDS)
             if not work.done():
                 continue
             if not self._restored:

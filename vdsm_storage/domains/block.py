@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from vdsm_storage.leases.model import Geometry, LeaseSpec
 from vdsm_storage.lvm.changes import CreateLv, RetagVg
 from vdsm_storage.lvm.group import Group
 from vdsm_storage.lvm.model import PhysicalVolume, VolumeGroup
+
+log = logging.getLogger("domain.block")
 
 BLOCK: Final = ":volume-groups"  # the place where block domains are found
 ISCSI: Final = DomainType("ISCSI", leases=True, block_sizes=(512,))
@@ -132,6 +135,10 @@ class BlockDomain:
     @property
     def sdm_lease(self) -> LeaseSpec:
         return sdm_lease(self._specials, self.geometry)
+
+    @property
+    def mailboxes(self) -> tuple[str, str]:
+        return self._specials.device(names.INBOX), self._specials.device(names.OUTBOX)
 
     def volume_leases(self) -> list[LeaseSpec]:
         return self.store.leases()
@@ -246,6 +253,21 @@ class BlockDomain:
 
     def file_stats(self, pattern: str, case_sensitive: bool) -> dict[str, dict[str, int]]:
         return {}
+
+    # -- what dead hosts left ------------------------------------------------------------------
+
+    def collect(self, timeout: float) -> None:
+        """Remove the half-made volumes of hosts whose leases are gone with them."""
+        hosts = {host.host_id: host for host in self.lockspace.hosts()}
+
+        def dead(host_id: int) -> bool:
+            return host_id in hosts and hosts[host_id].gone
+
+        if abandoned := self.store.abandoned(dead):
+            with self.lock.held(timeout):
+                still = set(self.store.abandoned(dead))
+                log.warning("Domain %s: removing what dead hosts left: %s", self.id, abandoned)
+                self.store.collect([volume for volume in abandoned if volume in still])
 
     # -- a pool manager's corner -------------------------------------------------------------
 

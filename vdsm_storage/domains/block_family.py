@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vdsm_storage.base.owner import Owner
 from vdsm_storage.base.uuids import is_uuid
+from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains import block_tags
 from vdsm_storage.domains.block import (
     BLOCK,
@@ -93,10 +94,9 @@ class BlockFamily:
         specials = self.specials(sd_id)
         specials.group.fence = locks.all.verify
         active = ActiveVolumes(specials, base.uses)
-        needs = Needs(specials, locks.all, base.leasing.write)
+        lockspace = base.leasing.lockspace(sd_id, specials.device(names.IDS), geometry)
+        needs = Needs(specials, locks.all, base.leasing.write, lambda: lockspace.host_id)
         store = BlockStore(sd_id, found.metadata.version, geometry, needs, active)
-        ids = specials.device("ids")
-        lockspace = base.leasing.lockspace(sd_id, ids, geometry)
         parts = Parts(specials, store, locks, lockspace, base.leasing, base.master)
         return BlockDomain(kind, found.metadata, parts)
 

@@ -3,8 +3,9 @@
 
 Seven special volumes hold what a file domain keeps in dom_md.  Every other one is a volume, named
 by its uuid, with tags: IU_<image>, PU_<parent>, MD_<slot of its metadata>.  While a volume is made
-it also has OVIRT_VOL_INITIALIZING; when its image is deleted the image's tag is marked first:
-IU__remove_me_<image>, or IU__remove_me_ZERO_<image> when the data has to be zeroed.
+it also has OVIRT_VOL_INITIALIZING, and a tag of ours that names the host which makes it; when its
+image is deleted the image's tag is marked first: IU__remove_me_<image>, or
+IU__remove_me_ZERO_<image> when the data has to be zeroed.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ IMAGE: Final = "IU_"
 PARENT: Final = "PU_"
 SLOT: Final = "MD_"
 INITIALIZING: Final = "OVIRT_VOL_INITIALIZING"
+OWNER: Final = "VDSM_STORAGE_HOST_"  # beside INITIALIZING: the id of the host that makes it
 REMOVED: Final = "_remove_me_"  # before an image's uuid
 ZERO: Final = "ZERO_"  # after that: the data has to be zeroed first
 
@@ -102,6 +104,16 @@ def parent_tag(parent: str) -> str:
 
 def slot_tag(slot: int) -> str:
     return f"{SLOT}{slot}"
+
+
+def owner_tags(lv: LogicalVolume) -> tuple[str, ...]:
+    return tuple(tag for tag in lv.tags if tag.startswith(OWNER))
+
+
+def owner(lv: LogicalVolume) -> int | None:
+    """The host that makes or removes a half-made volume; None where no tag tells."""
+    digits = "".join(owner_tags(lv)).removeprefix(OWNER)
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else None
 
 
 def parse(lv: LogicalVolume, vg: str = "?") -> VolumeTags:

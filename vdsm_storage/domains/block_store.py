@@ -11,9 +11,7 @@ Everything that changes the group happens under the domain's lock; what is read 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,17 +21,15 @@ from vdsm_storage.domains import block_listing as listing
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains import block_slots
 from vdsm_storage.domains.block_active import ActiveVolumes
-from vdsm_storage.domains.block_names import VolumeIndex, VolumeTags
-from vdsm_storage.domains.block_slots import Slots
+from vdsm_storage.domains.block_names import VolumeTags
 from vdsm_storage.domains.block_special import Specials
+from vdsm_storage.domains.block_table import Table, slot_of
 from vdsm_storage.errors import (
     CannotShareVolume,
     ImageDoesNotExistInSD,
     InvalidParameter,
     VolumeAlreadyExists,
     VolumeDoesNotExist,
-    VolumeMetadataReadError,
-    VolumeMetadataWriteError,
 )
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import Parsed, VolumeMetadata
@@ -49,11 +45,13 @@ LOCK_TIMEOUT: Final = 120.0  # seconds to wait for the domain's lock when an ima
 
 @dataclass(frozen=True)
 class Needs:
-    """What a store is built upon; `write_lease` writes a free lease."""
+    """What a store is built upon; `write_lease` writes a free lease; `host_id` is this host's on
+    the domain."""
 
     specials: Specials
     lock: ClusterLock
     write_lease: Callable[[LeaseSpec], None]
+    host_id: Callable[[], int | None] = lambda: None
 
 
 class BlockStore:
@@ -65,64 +63,50 @@ class BlockStore:
         self, sd_id: str, version: int, geometry: Geometry, needs: Needs, active: ActiveVolumes
     ) -> None:
         self.id = sd_id
-        self.version = version
         self.geometry = geometry
         self.lock = needs.lock
         self.active = active
         self._specials = needs.specials
         self._group = needs.specials.group
         self._write_lease = needs.write_lease
-        self._mutex = threading.Lock()
-        self._reserved: set[int] = set()  # slots of volumes that come or go
-        self._indexed: tuple[VolumeGroup, VolumeIndex] | None = None
+        self._host_id = needs.host_id
+        self._table = Table(needs.specials, version, needs.lock)
 
-    # -- the group, its index, the slots -------------------------------------------------------
+    @property
+    def version(self) -> int:
+        return self._table.version
 
-    def _read(self) -> tuple[VolumeGroup, VolumeIndex]:
-        """The group as it is on the storage now, with its index."""
-        group = self._group.read()
-        with self._mutex:
-            indexed = self._indexed
-            if indexed is None or indexed[0] is not group:
-                indexed = self._indexed = (group, VolumeIndex(group.lvs))
-            return indexed
-
-    def _slots(self) -> Slots:
-        self._specials.open()
-        return Slots(self._specials.device(names.METADATA), self.version)
+    @version.setter
+    def version(self, version: int) -> None:
+        self._table.version = version
 
     def _find(self, image: str, volume: str) -> tuple[VolumeGroup, VolumeTags]:
         """A published volume that the image has, its own or its template.  Raises 201."""
         _check(image), _check(volume)
-        group, index = self._read()
+        group, index = self._table.read()
         tags = index.tags(volume)
         if not listing.published(index, volume) or not listing.shows(index, image, volume):
             raise self._missing(image, volume)
         assert tags is not None
         return group, tags
 
-    def _slot(self, volume: str, tags: VolumeTags) -> int:
-        if tags.slot is None:
-            raise VolumeMetadataReadError(volume=volume, reason="no tag tells where it is")
-        return tags.slot
-
     # -- what is there -------------------------------------------------------------------------
 
     def images(self) -> list[str]:
-        return list(self._read()[1].images())
+        return list(self._table.read()[1].images())
 
     def volumes(self, image: str) -> list[str]:
-        return listing.volumes(self._read()[1], image)
+        return listing.volumes(self._table.read()[1], image)
 
     def all_volumes(self) -> dict[str, list[str]]:
-        _, index = self._read()
+        _, index = self._table.read()
         return {volume: listing.images(index, volume) for volume in index.all_volumes()}
 
     def removed_images(self) -> dict[str, list[str]]:
-        return {image: list(volumes) for image, volumes in self._read()[1].removed().items()}
+        return {image: list(volumes) for image, volumes in self._table.read()[1].removed().items()}
 
     def images_of_volume(self, volume: str) -> list[str]:
-        return listing.images(self._read()[1], _check(volume))
+        return listing.images(self._table.read()[1], _check(volume))
 
     # -- one volume ----------------------------------------------------------------------------
 
@@ -134,26 +118,20 @@ class BlockStore:
 
     def examine(self, image: str, volume: str) -> tuple[VolumeMetadata, Sizes]:
         group, tags = self._find(image, volume)
-        data = self._read_slot(volume, tags)
+        data = self._table.read_slot(volume, tags)
         return md.decode(data, volume), _sizes(group, volume)
 
     def _text(self, image: str, volume: str) -> bytes:
         _, tags = self._find(image, volume)
-        return self._read_slot(volume, tags)
-
-    def _read_slot(self, volume: str, tags: VolumeTags) -> bytes:
-        try:
-            return self._slots().read(self._slot(volume, tags))
-        except (OSError, ValueError) as error:
-            raise VolumeMetadataReadError(volume=volume, reason=error) from error
+        return self._table.read_slot(volume, tags)
 
     def examine_all(self) -> Iterator[Examined]:
         """All metadata is read in few pieces."""
-        group, index = self._read()
+        group, index = self._table.read()
         removed = [volume for volumes in index.removed().values() for volume in volumes]
         tagged = [(v, index.tags(v)) for v in (*index.all_volumes(), *removed)]
         slots = {tags.slot for _, tags in tagged if tags is not None and tags.slot is not None}
-        texts = self._slots().read_all({slot for slot in slots if slot <= block_slots.LAST_SLOT})
+        texts = self._table.read_slots(slots)
         for volume, tags in tagged:
             assert tags is not None
             parsed = md.parse(texts[tags.slot]) if tags.slot in texts else None
@@ -162,24 +140,16 @@ class BlockStore:
 
     def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         _, tags = self._find(image, volume)
-        self._write_slot(volume, self._slot(volume, tags), metadata)
+        self._table.write_slot(volume, tags, metadata)
         if tags.parent != metadata.parent:
             self._group.apply(_new_parent(volume, tags.parent, metadata.parent))
-
-    def _write_slot(self, volume: str, slot: int, metadata: VolumeMetadata) -> None:
-        data = metadata.encode_slot(self.version, volume)
-        self.lock.verify()
-        try:
-            self._slots().write(slot, data)
-        except (OSError, ValueError) as error:
-            raise VolumeMetadataWriteError(volume=volume, reason=error) from error
 
     def path(self, image: str, volume: str) -> str:
         return f"{self._specials.directory(_check(image))}/{_check(volume)}"
 
     def sizes(self, image: str, volume: str) -> Sizes:
         """Also of a volume that is not published yet."""
-        group, index = self._read()
+        group, index = self._table.read()
         tags = index.tags(_check(volume))
         made = tags is not None and tags.initializing and tags.image == image
         if not made and not listing.shows(index, _check(image), volume):
@@ -188,7 +158,7 @@ class BlockStore:
 
     def lease(self, image: str, volume: str) -> LeaseSpec | None:
         _, tags = self._find(image, volume)
-        return self._lease(volume, self._slot(volume, tags))
+        return self._lease(volume, slot_of(volume, tags))
 
     def leases(self) -> list[LeaseSpec]:
         """Of all volumes, by their places."""
@@ -207,90 +177,74 @@ class BlockStore:
         Raises VolumeAlreadyExists (212), VolumeGroupSizeError (504), TooManyVolumes.
         """
         _check(new.image), _check(new.volume)
-        if new.volume in self._read()[0].lvs:
+        if new.volume in self._table.read()[0].lvs:
             self._remove_half_made(new.image, new.volume)
-        with self._new_slot() as slot:
-            tags = VolumeTags(new.image, new.parent, slot, initializing=True).encode()
-            self._group.apply(CreateLv(new.volume, new.size, tags))
+        with self._table.new_slot() as slot:
+            tags = VolumeTags(new.image, new.parent, slot).encode()
+            self._group.apply(CreateLv(new.volume, new.size, (*tags, *self._half_made())))
             self._specials.open()
             self._write_lease(self._lease(new.volume, slot))
         return self.path(new.image, new.volume)
 
     def _remove_half_made(self, image: str, volume: str) -> None:
-        tags = self._read()[1].tags(volume)
+        tags = self._table.read()[1].tags(volume)
         if tags is None or not tags.initializing or tags.image != image:
             where = tags.image if tags is not None else "?"
             raise VolumeAlreadyExists(volume=volume, image=where, domain=self.id)
         self.unmake(image, volume)
 
-    @contextlib.contextmanager
-    def _new_slot(self) -> Iterator[int]:
-        """The lowest free slot, nobody else's while this is held."""
-        _, index = self._read()
-        with self._mutex:
-            slot = block_slots.lowest_free(
-                index.slots | self._reserved, self.version, self.id
-            )
-            self._reserved.add(slot)
-        try:
-            yield slot
-        finally:
-            with self._mutex:
-                self._reserved.discard(slot)
+    def _half_made(self) -> tuple[str, ...]:
+        """The tags of a volume that is no longer, or not yet, to be listed."""
+        host = self._host_id()
+        owner = () if host is None else (f"{names.OWNER}{host}",)
+        return names.INITIALIZING, *owner
+
+    def abandoned(self, dead: Callable[[int], bool]) -> list[str]:
+        """Half-made volumes of hosts that are `dead`; their agents will never take them back."""
+        group, index = self._table.read()
+        owners = {volume: names.owner(group.lvs[volume]) for volume in index.initializing}
+        return [v for v, host in owners.items() if host is not None and dead(host)]
+
+    def collect(self, volumes: Sequence[str]) -> None:
+        """Remove half-made volumes; the caller holds `lock`."""
+        for volume in volumes:
+            tags = self._table.tags(volume)
+            if tags is not None and tags.initializing:
+                self.unmake(tags.image, volume)
 
     def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
-        tags = self._tags(volume)
+        tags = self._table.tags(volume)
         if tags is None or tags.image != image:
             raise self._missing(image, volume)
-        self._write_slot(volume, self._slot(volume, tags), metadata)
+        self._table.write_slot(volume, tags, metadata)
         add = (names.parent_tag(metadata.parent),)
-        self._group.apply(RetagLv(volume, add, (names.INITIALIZING,)))
+        marks = (names.INITIALIZING, *names.owner_tags(self._table.read()[0].lvs[volume]))
+        self._group.apply(RetagLv(volume, add, marks))
 
     def unpublish(self, image: str, volume: str) -> None:
-        tags = self._tags(_check(volume))
+        tags = self._table.tags(_check(volume))
         if tags is not None and tags.image == image and not tags.initializing:
-            self._group.apply(RetagLv(volume, (names.INITIALIZING,)))
+            self._group.apply(RetagLv(volume, self._half_made()))
 
     def wipe(self, image: str, volume: str, how: Wipe, progress: Progress = no_progress) -> None:
-        tags = self._tags(_check(volume))
+        tags = self._table.tags(_check(volume))
         if tags is not None and tags.image == image and (how.zero or how.discard):
             self.active.wipe(volume, how, progress)
 
     def unmake(self, image: str, volume: str) -> None:
         """As the protocol says; a template is left alone when `image` is not its own."""
-        tags = self._tags(_check(volume))
+        tags = self._table.tags(_check(volume))
         if tags is None or tags.image != image:
             return
         self.active.drop([volume])
         self._specials.unlink(image, [volume])
-        with self._kept_slot(tags.slot):
+        with self._table.kept_slot(tags.slot):
             self._group.apply(RemoveLv(volume))
-            if tags.slot is not None and tags.slot <= block_slots.LAST_SLOT:
-                self._clear(volume, tags.slot)
-
-    def _clear(self, volume: str, slot: int) -> None:
-        """The volume is gone; text that stays in its slot does no harm."""
-        try:
-            self._slots().clear(slot)
-        except OSError as error:
-            log.warning("The metadata of volume %s could not be cleared: %s", volume, error)
-
-    @contextlib.contextmanager
-    def _kept_slot(self, slot: int | None) -> Iterator[None]:
-        """Nobody gets the slot for a new volume while this is held."""
-        with self._mutex:
-            mine = slot is not None and slot not in self._reserved
-            if mine and slot is not None:
-                self._reserved.add(slot)
-        try:
-            yield
-        finally:
-            if mine and slot is not None:
-                with self._mutex:
-                    self._reserved.discard(slot)
+            if tags.slot is not None:
+                self._table.clear_slot(volume, tags.slot)
 
     def has_remains(self, image: str, volume: str) -> bool:
-        tags = self._tags(_check(volume))
+        tags = self._table.tags(_check(volume))
         return tags is not None and tags.image == image and tags.initializing
 
     def resize(
@@ -306,6 +260,23 @@ class BlockStore:
         self._group.apply(change)
         self.active.refresh([volume])
 
+    def storage_size(self, volume: str) -> int:
+        """Bytes of a published volume, whatever image it is in.  Raises 201."""
+        group, index = self._table.read()
+        if not listing.published(index, volume):
+            raise self._missing("?", volume)
+        return group.size_of(volume)
+
+    def grow(self, volume: str, size: int) -> int:
+        """Let a published volume have `size` bytes at least; returns the bytes that it has.
+
+        Raises 201, VolumeGroupSizeError (504).
+        """
+        if self.storage_size(_check(volume)) < size:
+            self._group.apply(ExtendLv(volume, size))
+            self.active.refresh([volume])
+        return self.storage_size(volume)
+
     def share(self, image: str, volume: str, into: str) -> None:
         """Nothing to do: the parent's tag of a volume in `into` makes the template part of it."""
         _check(into)
@@ -316,7 +287,7 @@ class BlockStore:
 
     def mark_removed(self, image: str, zero: bool = False) -> None:
         """As the protocol says.  Raises ImageDoesNotExistInSD (268)."""
-        _, index = self._read()
+        _, index = self._table.read()
         own = index.volumes(_check(image))
         if not own:
             if image in index.removed():
@@ -329,7 +300,7 @@ class BlockStore:
         self, image: str, discard: bool = False, progress: Progress = no_progress
     ) -> None:
         """As the protocol says; takes the domain's lock for its end."""
-        _, index = self._read()
+        _, index = self._table.read()
         volumes = index.removed().get(_check(image), ())
         for volume in volumes:
             tags = index.tags(volume)
@@ -363,10 +334,7 @@ class BlockStore:
 
     def by_slot(self) -> Mapping[int, str]:
         """Every slot that a volume has, half made and deleted ones too."""
-        return self._read()[1].by_slot()
-
-    def _tags(self, volume: str) -> VolumeTags | None:
-        return self._read()[1].tags(volume)
+        return self._table.read()[1].by_slot()
 
     def _missing(self, image: str, volume: str) -> VolumeDoesNotExist:
         return VolumeDoesNotExist(volume=volume, image=image, domain=self.id)

@@ -107,6 +107,10 @@ class Domain(Protocol):
     def sdm_lease(self) -> LeaseSpec: ...
 
     @property
+    def mailboxes(self) -> tuple[str, str]:
+        """Inbox and outbox, as a pool manager calls them; used on a master domain with leases."""
+
+    @property
     def metadata_path(self) -> str:
         """What monitoring reads."""
 
@@ -141,6 +145,9 @@ class Domain(Protocol):
 
     def file_stats(self, pattern: str, case_sensitive: bool) -> dict[str, dict[str, int]]:
         """ISO images, as StorageDomain.getFileStats answers; none on block domains."""
+
+    def collect(self, timeout: float) -> None:
+        """Remove what hosts that died have half made (block); waits `timeout` s for the lock."""
 
     # -- a pool manager's corner ---------------------------------------------------------------
 

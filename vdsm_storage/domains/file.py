@@ -125,6 +125,12 @@ class FileDomain:
     def sdm_lease(self) -> LeaseSpec:
         return layout.sdm_lease(self.id, self.path, self.geometry)
 
+    @property
+    def mailboxes(self) -> tuple[str, str]:
+        dom_md = os.path.join(self.path, layout.DOM_MD)
+        inbox, outbox = layout.MAILBOXES
+        return os.path.join(dom_md, inbox), os.path.join(dom_md, outbox)
+
     def volume_leases(self) -> list[LeaseSpec]:
         """Volumes have files of their own for them."""
         return []
@@ -225,6 +231,9 @@ class FileDomain:
         except OSError as error:
             raise FileStatsError(domain=self.id, reason=error) from error
         return found
+
+    def collect(self, timeout: float) -> None:
+        """Files do not tell who made them; whoever did takes them back when it is restarted."""
 
     # -- a pool manager's corner -------------------------------------------------------------
 

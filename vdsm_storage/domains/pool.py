@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -94,10 +94,12 @@ class Pools:
         self._mutex = threading.Lock()
         self._pool: Pool | None = None
         self._watcher: Watcher | None = None
+        self._on_disconnect: Callable[[], None] = lambda: None
 
-    def watch(self, watcher: Watcher) -> None:
-        """Wiring."""
+    def watch(self, watcher: Watcher, on_disconnect: Callable[[], None]) -> None:
+        """Wiring.  `on_disconnect()` is called before the storage of a pool is let go."""
         self._watcher = watcher
+        self._on_disconnect = on_disconnect
 
     @property
     def watcher(self) -> Watcher:
@@ -247,6 +249,7 @@ class Pools:
             if pool is None or pool.id != pool_id:
                 self._memory.drop(remembered.POOLS, pool_id)  # it was not restored
                 return
+            self._on_disconnect()
             with self._mutex:
                 self._pool = None
             for sd_id in {*pool.domains, pool.master}:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vdsm_storage.base import owner as owners
@@ -24,6 +25,7 @@ from vdsm_storage.domains.block_lifecycle import GROUP, BlockLifecycle
 from vdsm_storage.domains.block_use import Uses
 from vdsm_storage.domains.connection import Connections
 from vdsm_storage.domains.devices import DeviceBase, Devices
+from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.family import Leasing
 from vdsm_storage.domains.file_family import FileFamily
 from vdsm_storage.domains.lifecycle import Lifecycle
@@ -48,6 +50,7 @@ from vdsm_storage.jobs.runner import Runner
 log = logging.getLogger("domains")
 
 RECOVERY = 3600.0  # seconds that a recovery may wait for its turn
+COLLECT = 5.0  # seconds that the removal of what dead hosts left may wait for its turn
 CLOSE = 30.0  # seconds for all domains to be closed when the agent stops
 
 
@@ -131,9 +134,15 @@ class DomainServices:
         )
         return [kind for part in parts for kind in part.kinds()]
 
-    def watch(self, watcher: Watcher, recover: Callable[[], Any]) -> None:
-        """Wiring of the monitor; `recover()` tries what was interrupted, when storage came."""
-        self.pools.watch(watcher)
+    def watch(
+        self,
+        watcher: Watcher,
+        recover: Callable[[], Any],
+        on_disconnect: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Wiring of the monitor; `recover()` tries what was interrupted, when storage came;
+        `on_disconnect()` ends what works on the pool's domains."""
+        self.pools.watch(watcher, on_disconnect)
 
         def changed(mount: str, connected: bool) -> None:
             if connected:
@@ -231,6 +240,14 @@ class DomainServices:
     def domain_available(self, sd_id: str) -> None:
         self.pools.domain_available(sd_id)
 
+    def collect(self) -> None:
+        """Begin to remove what dead hosts left on the pool's domains.  Called now and then."""
+        pool = self.pools.connected()
+        for sd_id in pool.active if pool is not None else ():
+            domain = self.registry.peek(sd_id)
+            if domain is not None and self.usable(sd_id):
+                self._lanes.submit(f"collect {sd_id}", partial(_collect, domain), COLLECT)
+
     def restore(self) -> bool:
         """After a crash in this boot: what was connected is connected again.
 
@@ -262,6 +279,13 @@ class DomainServices:
         for future in work:
             if future.done() and (error := future.exception()) is not None:
                 log.warning("%s", error)
+
+
+def _collect(domain: Domain) -> None:
+    try:
+        domain.collect(COLLECT)
+    except (AgentError, OSError) as error:
+        log.info("Domain %s: what dead hosts left stays for now: %s", domain.id, error)
 
 
 def _connections(base: Base, owner: Owner, memory: Remembered) -> Connections:

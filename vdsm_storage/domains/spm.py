@@ -12,9 +12,10 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.domains.domain import Domain
 from vdsm_storage.domains.pool import Pool, Pools
 from vdsm_storage.errors import AgentError, IsSpm, NotSpm, TaskInProgress
 from vdsm_storage.jobs import journal
@@ -29,7 +30,17 @@ FREE: Final = "Free"
 CONTEND: Final = "Contend"
 SPM: Final = "SPM"
 NOBODY: Final = -1
+MOST_HOSTS: Final = 250
 STATUS_WAIT: Final = 5.0  # seconds; engines ask every ten
+
+
+class Role(Protocol):
+    """What a manager does beside holding the lease (monitor/pool_mailbox.py)."""
+
+    def begin(self, master: Domain, hosts: int) -> None:
+        """Serve hosts with ids below `hosts`."""
+
+    def end(self) -> None: ...
 
 
 class Spm:
@@ -58,6 +69,12 @@ class Spm:
         self._lver = NOBODY
         self._last = (NOBODY, NOBODY)  # owner and version as last read
         self._asking: Future[LeaseState] | None = None
+        self._serving: Role | None = None
+        self._hosts = MOST_HOSTS
+
+    def watch(self, role: Role) -> None:
+        """Wiring."""
+        self._serving = role
 
     def kinds(self) -> Sequence[Kind]:
         return (Kind(START, ("locked", "ready"), self._start, self._recover_start),)
@@ -85,6 +102,8 @@ class Spm:
     def _drop(self) -> None:
         log.error("The lease of pool %s was lost: its manager is no longer here", self._pool_id)
         self._role, self._held, self._lver = FREE, None, NOBODY
+        # Not waited for here: storage may hang.  What it would still write is fenced by the lease.
+        self._lanes.submit("spm end", self._end, 60.0)
 
     def require_not(self, pool_id: str) -> None:
         """Raises IsSpm (656)."""
@@ -138,14 +157,17 @@ class Spm:
 
     # -- start and stop ----------------------------------------------------------------------
 
-    def start(self, pool_id: str, version: int | None = None) -> str:
+    def start(
+        self, pool_id: str, version: int | None = None, hosts: int | None = None
+    ) -> str:
         """Begin to become the manager; returns the task's id.  Raises 309, 656.
 
-        Domains older than `version` are upgraded once this host is the manager.
+        Domains older than `version` are upgraded once this host is the manager; it serves hosts
+        with ids below `hosts`.
         """
         pool = self._pools.get(pool_id)
         self.require_not(pool_id)
-        params = {"id": pool.id, "version": version}
+        params = {"id": pool.id, "version": version, "hosts": hosts or MOST_HOSTS}
         request = Request(START, params, [], "spmStart", lane=f"spm {pool_id}")
         return self._runner.start_task(request)
 
@@ -166,8 +188,10 @@ class Spm:
         with self._mutex:
             self._lver = NOBODY if version is None else version
         op.step("ready")
+        self._hosts = op.params.get("hosts", MOST_HOSTS)
         with self._mutex:
             self._role = SPM
+        self._begin(master)
         if op.params["version"]:
             self._upgrade(pool.id, int(op.params["version"]))
         log.info("This host manages pool %s (lease version %s)", pool.id, self._lver)
@@ -217,12 +241,23 @@ class Spm:
         with self._mutex:
             self._held = master.own_lock
             self._lver = NOBODY if version is None else version
+        self._end()
+        self._begin(master)
         if old is not None:
             old.release()
+
+    def _begin(self, master: Domain) -> None:
+        if self._serving is not None:
+            self._serving.begin(master, self._hosts)
+
+    def _end(self) -> None:
+        if self._serving is not None:
+            self._serving.end()
 
     def _give_back(self) -> None:
         with self._mutex:
             held, self._held = self._held, None
             self._role, self._lver = FREE, NOBODY
+        self._end()
         if held is not None:
             held.release()

@@ -29,7 +29,9 @@ _REASONS: Final = {
     errno.ECONNREFUSED: "the sanlock daemon does not run: start it (systemctl start sanlock)",
     errno.EINPROGRESS: "it is being acquired",
 }
+_HOST_FREE: Final = 2
 _HOST_LIVE: Final = 3
+_HOST_DEAD: Final = 5
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class HostState:
     @property
     def alive(self) -> bool:
         return self.flags == _HOST_LIVE
+
+    @property
+    def gone(self) -> bool:
+        """It left, or died so long ago that its leases are free."""
+        return self.flags in (_HOST_FREE, _HOST_DEAD)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vdsm_storage.base import files
@@ -12,11 +13,15 @@ from vdsm_storage.monitor.mailbox_format import BLOCK
 
 @dataclass(frozen=True)
 class Mailboxes:
-    """`devices`: they are logical volumes, whose names may be links; files must not be links."""
+    """`devices`: they are logical volumes, whose names may be links; files must not be links.
+
+    `fence()` is called before a manager writes; it raises when another host may be the manager.
+    """
 
     inbox: str
     outbox: str
     devices: bool = False
+    fence: Callable[[], None] = lambda: None
 
     def read_inbox(self, first: int, count: int) -> bytes:
         """The blocks of `count` hosts from host `first` on, past the page cache."""
@@ -31,6 +36,7 @@ class Mailboxes:
 
     def write_outbox(self, host: int, blocks: bytes) -> None:
         """The blocks of host `host` and of those after it; durable when it returns."""
+        self.fence()
         files.write_direct(self._real(self.outbox), blocks, host * BLOCK)
 
     def _read(self, path: str, first: int, count: int) -> bytes:
