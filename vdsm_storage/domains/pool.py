@@ -354,15 +354,9 @@ class Pools:
         return names[0] if names else ""
 
     def _domain_info(self, pool: Pool, sd_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "status": pool.domains[sd_id],
-            "alerts": [],
-            "isoprefix": "",
-            "version": -1,
-        }
+        answer: dict[str, Any] = {"status": pool.domains[sd_id], "alerts": [], "isoprefix": ""}
         domain = self.registry.peek(sd_id)
-        if domain is not None:
-            answer["version"] = domain.version
+        answer["version"] = domain.version if domain is not None else -1
         capacity = self.watcher.capacity(sd_id)
         if capacity is not None:
             answer["disktotal"] = str(capacity.total)

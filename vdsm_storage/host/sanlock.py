@@ -49,6 +49,9 @@ from vdsm_storage.host.sanlock_model import (
     HostState,
     Place,
     Resource,
+    host_facts,
+    lease_facts,
+    place_facts,
     reason,
 )
 
@@ -114,7 +117,7 @@ class Sanlock:
                 sector=place.sector,
             )
 
-        facts = {"what": "The lockspace", "lockspace": lockspace, **_place(place)}
+        facts = {"what": "The lockspace", "lockspace": lockspace, **place_facts(place)}
         self._io(call, ClusterLockInitError, facts)
 
     def start_host_id(self, lockspace: str, host_id: int, place: Place) -> None:
@@ -134,7 +137,7 @@ class Sanlock:
                 if error.errno not in (errno.EEXIST, errno.EINPROGRESS):
                     raise
 
-        self._short("add", call, AcquireHostIdFailure, _host(lockspace, host_id, place))
+        self._short("add", call, AcquireHostIdFailure, host_facts(lockspace, host_id, place))
 
     def has_host_id(self, lockspace: str, host_id: int, place: Place) -> bool | None:
         """True: held.  False: not, and nothing is under way.  None: being acquired or released."""
@@ -145,7 +148,7 @@ class Sanlock:
             )
             return None if answer is None else bool(answer)
 
-        facts = _host(lockspace, host_id, place)
+        facts = host_facts(lockspace, host_id, place)
         result: bool | None = self._short("inq", call, AcquireHostIdFailure, facts)
         return result
 
@@ -161,7 +164,7 @@ class Sanlock:
                 if error.errno != errno.ENOENT:
                     raise
 
-        failure = Failure(ReleaseHostIdFailure, _host(lockspace, host_id, place))
+        failure = Failure(ReleaseHostIdFailure, host_facts(lockspace, host_id, place))
         # In turn with acquire(): the daemon kills who takes a lease while it is leaving.
         self._run("leave", call, self.io_seconds, failure, self._connection(lockspace).lock)
 
@@ -216,7 +219,7 @@ class Sanlock:
                 sector=place.sector,
             )
 
-        facts = {"what": f"Lease {resource}", "lockspace": lockspace, **_place(place)}
+        facts = {"what": f"Lease {resource}", "lockspace": lockspace, **place_facts(place)}
         self._io(call, ClusterLockInitError, facts)
 
     def read_resource(self, place: Place) -> Resource | None:
@@ -237,7 +240,7 @@ class Sanlock:
                 found["version"],
             )
 
-        facts = {"resource": "the lease", "lockspace": "the domain", **_place(place)}
+        facts = {"resource": "the lease", "lockspace": "the domain", **place_facts(place)}
         result: Resource | None = self._io(call, SanlockInquireError, facts)
         return result
 
@@ -254,7 +257,7 @@ class Sanlock:
             )
             return [owner["host_id"] for owner in found]
 
-        result: list[int] = self._io(call, SanlockInquireError, _lease(lockspace, resource, place))
+        result: list[int] = self._io(call, SanlockInquireError, lease_facts(lockspace, resource, place))
         return result
 
     # -- leases held by this process ---------------------------------------------------------
@@ -282,7 +285,7 @@ class Sanlock:
                 names = lockspace.encode(), resource.encode()
                 sanlock.release(*names, place.disks, slkfd=connection.fd)
 
-        facts = _lease(lockspace, resource, place)
+        facts = lease_facts(lockspace, resource, place)
         failure = Failure(AcquireLockFailure, facts, LeaseHeldElsewhere)
         self._run("acquire", call, timeout, failure, connection.lock, undo)
 
@@ -294,7 +297,7 @@ class Sanlock:
             names = lockspace.encode(), resource.encode()
             sanlock.release(*names, place.disks, slkfd=connection.registered())
 
-        failure = Failure(ReleaseLockFailure, _lease(lockspace, resource, place))
+        failure = Failure(ReleaseLockFailure, lease_facts(lockspace, resource, place))
         self._run("release", call, self.io_seconds, failure, connection.lock)
 
     def held(self, lockspace: str) -> list[str]:
@@ -319,13 +322,13 @@ class Sanlock:
             )
             return data
 
-        facts = _lease(lockspace, resource, place)
+        facts = lease_facts(lockspace, resource, place)
         result: bytes = self._short("get_lvb", call, SanlockLVBError, facts)
         return result
 
     def set_lvb(self, lockspace: str, resource: str, place: Place, data: bytes) -> None:
         """Store data with a lease held with `lvb`; it is on the storage once it is released."""
-        facts = _lease(lockspace, resource, place)
+        facts = lease_facts(lockspace, resource, place)
 
         def call() -> None:
             sanlock.set_lvb(lockspace.encode(), resource.encode(), place.disks, data)
@@ -394,15 +397,3 @@ def _make_lost_dir(path: str) -> None:
     with contextlib.suppress(KeyError, PermissionError):
         os.chown(path, -1, grp.getgrnam("sanlock").gr_gid)
         os.chmod(path, 0o770)  # noqa: S103 - the group is the daemon alone
-
-
-def _place(place: Place) -> dict[str, Any]:
-    return {"path": place.path, "offset": place.offset}
-
-
-def _lease(lockspace: str, resource: str, place: Place) -> dict[str, Any]:
-    return {"lockspace": lockspace, "resource": resource, **_place(place)}
-
-
-def _host(lockspace: str, host_id: int, place: Place) -> dict[str, Any]:
-    return {"domain": lockspace, "host_id": host_id, "path": place.path}

@@ -92,3 +92,18 @@ class Failure:
 def reason(number: int, text: str) -> str:
     """In words, for a call that failed with sanlock's `number` and `text`."""
     return f"{_REASONS.get(number) or text} (sanlock {number})"
+
+
+# What errors name.
+
+
+def place_facts(place: Place) -> dict[str, Any]:
+    return {"path": place.path, "offset": place.offset}
+
+
+def lease_facts(lockspace: str, resource: str, place: Place) -> dict[str, Any]:
+    return {"lockspace": lockspace, "resource": resource, **place_facts(place)}
+
+
+def host_facts(lockspace: str, host_id: int, place: Place) -> dict[str, Any]:
+    return {"domain": lockspace, "host_id": host_id, "path": place.path}
