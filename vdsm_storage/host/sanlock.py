@@ -257,7 +257,8 @@ class Sanlock:
             )
             return [owner["host_id"] for owner in found]
 
-        result: list[int] = self._io(call, SanlockInquireError, lease_facts(lockspace, resource, place))
+        facts = lease_facts(lockspace, resource, place)
+        result: list[int] = self._io(call, SanlockInquireError, facts)
         return result
 
     # -- leases held by this process ---------------------------------------------------------
