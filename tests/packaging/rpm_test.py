@@ -61,6 +61,7 @@ def test_rpm_carries_all_that_a_host_needs(rpm: Path) -> None:
         "/etc/vdsm-storage/agent.conf",
         "/etc/vdsm-storage/conf.d",
         "/etc/sudoers.d/50_vdsm-storage",
+        "/etc/multipath/conf.d/vdsm-storage.conf",
         "/usr/share/bash-completion/completions/vdsm-client",
         "/usr/share/zsh/site-functions/_vdsm-client",
     ):
