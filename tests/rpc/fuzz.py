@@ -25,6 +25,8 @@ from vdsm_storage.errors import (
 from vdsm_storage.images import metadata as volume
 from vdsm_storage.images import qcow2_header
 from vdsm_storage.leases import index
+from vdsm_storage.lvm import config_tree, group_tree, labels, lv_text
+from vdsm_storage.lvm import text as group_text
 from vdsm_storage.rpc import frames as codec
 from vdsm_storage.rpc import jsonrpc, listener
 from vdsm_storage.rpc.frames import Decoder, Frame, FrameError, encode
@@ -104,6 +106,18 @@ def lease_index(data: bytes) -> None:
         index.decode(bytes(whole[: index.INDEX_SIZE]), LEASE)
 
 
+def group(data: bytes) -> None:
+    """The metadata of a volume group, whole and as a change of one that is known; a header."""
+    parser = group_text.IncrementalParser()
+    parser.parse(SEEDS["group"])
+    with contextlib.suppress(group_text.TextError):
+        assert parser.parse(data) == group_text.parse_group(data)
+    with contextlib.suppress(labels.HeaderDamaged):
+        body = data[:508].ljust(508, b"\0")
+        seal = labels.checksum(body).to_bytes(4, "little")
+        labels.parse_header(seal + body, labels.Area(4096, 1 << 20), "/dev/x")
+
+
 LEASE = "e1e437b7-f735-4fe6-88d1-80113e940bb4"
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "frames": frames,
@@ -113,6 +127,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "domain": domain_metadata,
     "qcow2": qcow2,
     "index": lease_index,
+    "group": group,
 }
 SEEDS: Mapping[str, bytes] = {
     "frames": b"\0SEND\ndestination:a\ncontent-length:1\n\nx\0",
@@ -128,13 +143,28 @@ SEEDS: Mapping[str, bytes] = {
     + b"\0\0\0\x68"
     + bytes(200),
     "index": b"\0\x02\0" + LEASE.encode(),
+    "group": b'vg {\nid = "a"\nseqno = 1\nstatus = ["READ"]\nextent_size = 8\nphysical_volumes {\n'
+    b'pv0 {\nid = "b"\npe_start = 8\npe_count = 9\n}\n}\nlogical_volumes {\n\nlv {\nid = "'
+    + b"x"
+    * 38
+    + b'"\nstatus = ["VISIBLE"]\nflags = []\ntags = ["T"]\ncreation_time = 1\ncreation_host = "h"\n'
+    b"segment_count = 1\n\nsegment1 {\nstart_extent = 0\nextent_count = 1\n\n"
+    b'type = "striped"\nstripe_count = 1\n\nstripes = [\n"pv0", 0\n]\n}\n}\n}\n}\n'
+    b'contents = "Text Format Volume Group"\nversion = 1\n\0',
 }
 
 if __name__ == "__main__":
     import atheris
 
-    parsers = (volume, domain, qcow2_header, index)
-    for owner in (codec, jsonrpc, listener, codec.Decoder, *parsers):  # all takes half a minute
+    parsers = (volume, domain, qcow2_header, index, config_tree, group_tree, group_text, lv_text)
+    for owner in (
+        codec,
+        jsonrpc,
+        listener,
+        codec.Decoder,
+        lv_text.LvReader,
+        *parsers,
+    ):  # all takes half a minute
         for found in list(vars(owner).values()):
             if isinstance(found, types.FunctionType):
                 atheris.instrument_func(found)
