@@ -159,7 +159,6 @@ class BlockDomain:
 
     def metadata(self) -> DomainMetadata:
         self.last = read_metadata(self._read())
-        self.store.version = self.last.version  # it may have been upgraded, here or elsewhere
         return self.last
 
     def update_metadata(self, changes: Mapping[str, str | None]) -> DomainMetadata:
@@ -170,7 +169,6 @@ class BlockDomain:
             add, remove = block_tags.changes(group.tags, new.values)
             self.group.apply(RetagVg(add, remove))
             self.last = new
-            self.store.version = new.version
         return new
 
     def check_special_files(self) -> None:

@@ -18,6 +18,7 @@ from vdsm_storage.errors import TooManyVolumes
 SLOT_SIZE: Final = 512
 LAST_SLOT: Final = 1947  # `leases` has room for 2048, and the first 100 are none of volumes
 METADATA_SIZE: Final = 128 * MIB  # of the `metadata` volume
+MOVED: Final = 5  # the first version of the format that has the slots at their new places
 _RESERVED_LEASES: Final = 100
 _V5_BASE: Final = MIB
 _V5_STEP: Final = 8 * KIB
@@ -28,12 +29,12 @@ _GAP: Final = 128 * KIB
 
 def first_slot(version: int) -> int:
     """The first that a volume may have; before it old formats kept the domain's metadata."""
-    return 1 if version >= 5 else 4
+    return 1 if version >= MOVED else 4
 
 
 def slot_offset(slot: int, version: int) -> int:
     """Bytes from the start of `metadata`."""
-    return _V5_BASE + slot * _V5_STEP if version >= 5 else slot * SLOT_SIZE
+    return _V5_BASE + slot * _V5_STEP if version >= MOVED else slot * SLOT_SIZE
 
 
 def lease_offset(slot: int, alignment: int) -> int:

@@ -74,11 +74,8 @@ class BlockStore:
 
     @property
     def version(self) -> int:
+        self._table.read()
         return self._table.version
-
-    @version.setter
-    def version(self, version: int) -> None:
-        self._table.version = version
 
     def _find(self, image: str, volume: str) -> tuple[VolumeGroup, VolumeTags]:
         """A published volume that the image has, its own or its template.  Raises 201."""

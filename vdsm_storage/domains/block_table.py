@@ -6,10 +6,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from vdsm_storage.domains import block_names as names
-from vdsm_storage.domains import block_slots
+from vdsm_storage.domains import block_slots, block_tags
 from vdsm_storage.domains.block_names import VolumeIndex, VolumeTags
 from vdsm_storage.domains.block_slots import Slots
 from vdsm_storage.domains.block_special import Specials
@@ -20,9 +21,13 @@ from vdsm_storage.lvm.model import VolumeGroup
 
 log = logging.getLogger("domain.block")
 
+T = TypeVar("T")
+
 
 class Table:
-    """`version` is that of the domain's format; `lock` guards it between hosts."""
+    """`version` is that of the domain's format, as of the last `read`: the group's own tags tell
+    it, because another host may upgrade the domain.  `lock` guards it between hosts.
+    """
 
     def __init__(self, specials: Specials, version: int, lock: ClusterLock) -> None:
         self.version = version
@@ -40,6 +45,7 @@ class Table:
             indexed = self._indexed
             if indexed is None or indexed[0] is not group:
                 indexed = self._indexed = (group, VolumeIndex(group.lvs))
+                self.version = block_tags.version(group.tags) or self.version
             return indexed
 
     def tags(self, volume: str) -> VolumeTags | None:
@@ -54,14 +60,26 @@ class Table:
 
     def read_slot(self, volume: str, tags: VolumeTags) -> bytes:
         """Raises VolumeMetadataReadError (207)."""
+        slot = slot_of(volume, tags)
         try:
-            return self._slots().read(slot_of(volume, tags))
+            return self._stable(lambda slots: slots.read(slot))
         except (OSError, ValueError) as error:
             raise VolumeMetadataReadError(volume=volume, reason=error) from error
 
     def read_slots(self, slots: set[int]) -> dict[int, bytes]:
         """Many in few pieces; what cannot be a slot is left out.  Raises OSError."""
-        return self._slots().read_all({slot for slot in slots if slot <= block_slots.LAST_SLOT})
+        wanted = {slot for slot in slots if slot <= block_slots.LAST_SLOT}
+        return self._stable(lambda found: found.read_all(wanted))
+
+    def _stable(self, read: Callable[[Slots], T]) -> T:
+        """What `read` gives; again when the domain was upgraded meanwhile: the slots moved."""
+        while True:
+            version = self.version
+            found = read(self._slots())
+            if version < block_slots.MOVED:
+                self.read()
+            if version == self.version:
+                return found
 
     def write_slot(self, volume: str, tags: VolumeTags, metadata: VolumeMetadata) -> None:
         """Raises VolumeMetadataWriteError (208), 651 when the domain's lock was lost, 756."""

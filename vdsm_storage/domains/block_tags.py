@@ -41,6 +41,13 @@ def is_domain(tags: Iterable[str]) -> bool:
     return READY in tags
 
 
+def version(tags: Iterable[str]) -> int | None:
+    """The version of the domain's format, unchecked; None where no tag tells."""
+    key = f"{PREFIX}VERSION="
+    found = [tag.removeprefix(key) for tag in tags if tag.startswith(key)]
+    return int(found[0]) if len(found) == 1 and re.fullmatch(r"[0-9]{1,3}", found[0]) else None
+
+
 # -- one tag ---------------------------------------------------------------------------------
 
 
