@@ -29,7 +29,7 @@ POINTS = {
     masters.SWITCH: ("promoted", "known"),
     masters.DESTROY: ("members",),
     spm.START: ("locked", "ready"),
-    upgrade.UPGRADE: ("xleases", "volumes"),
+    upgrade.UPGRADE: ("xleases", "volumes", "metadata"),
 }
 ALL = [(kind, step) for kind, steps in POINTS.items() for step in steps]
 
@@ -148,9 +148,10 @@ def check_pool(
         assert pool is not None
         assert pool.master == ids[1]
     elif kind == upgrade.UPGRADE:
-        assert found[0].version == 4
+        done = step == "metadata"
+        assert found[0].version == (5 if done else 4)
         (job,) = world.runner.all(journal.JOB)
-        assert job.entry.outcome == "cleanSuccess"
+        assert job.entry.outcome == ("success" if done else "cleanSuccess")
     else:
         assert roles[1] == "Master"
         assert found[1].master_version == 2

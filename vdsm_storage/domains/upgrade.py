@@ -47,7 +47,8 @@ class Upgrades:
         self._host_id_timeout = host_id_timeout
 
     def kinds(self) -> Sequence[Kind]:
-        return (Kind(UPGRADE, ("xleases", "volumes"), self._upgrade, self._recover),)
+        steps = ("xleases", "volumes", "metadata")
+        return (Kind(UPGRADE, steps, self._upgrade, self._recover),)
 
     def start(self, pool_id: str, version: int) -> None:
         """Begin to upgrade the active domains of the pool that are older, one job each.
@@ -90,11 +91,13 @@ class Upgrades:
             domain.upgrade_volumes(version, op.progress, op.cancel)
             op.step("volumes")
             domain.update_metadata(domain.upgrade_changes(version))
+            op.step("metadata", abortable=False)
             domain.clean_upgrade()
         log.info("Domain %s has version %s now", domain.id, version)
 
     def _recover(self, op: Operation) -> bool:
-        """Half an upgrade is a sound domain of the old version; go on if that is possible."""
+        """Up to the change of the metadata it is a sound domain of the old version, from there on
+        one of the new version."""
         domain = self._registry.get(op.params["id"])
         domain.clean_upgrade()
         return domain.metadata().version >= int(op.params["version"])
