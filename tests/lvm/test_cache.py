@@ -166,12 +166,9 @@ def test_device_that_comes_back_under_another_name(
 ) -> None:
     before = cached.read()
     backing = program("losetup", "--noheadings", "--output", "BACK-FILE", pair[0]).strip()
-    loops.drop(pair[0])
-    (filler,) = loops(1)  # takes the number that became free
     other = program("losetup", "--find", "--show", backing).strip()
     loops.paths.append(other)
-    assert other not in pair
-    assert filler == pair[0]
+    loops.drop(pair[0])
     assert cached.read() == before
     assert cached.devices()[label_of(other).pv_uuid] == other
 
