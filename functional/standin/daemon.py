@@ -193,6 +193,7 @@ class StandIn:
                 self.do_deactivate(vg, lv)
             except OSError as error:
                 left.append(f"{active.device}: {error}")
+                loops.release(active.device)
         return left
 
     def close(self) -> None:

@@ -70,6 +70,12 @@ def detach(device: str) -> None:
     raise OSError(errno.EBUSY, f"{device} is in use")
 
 
+def release(device: str) -> None:
+    """It is detached when the last who has it open closes it."""
+    with contextlib.suppress(OSError), opened(device) as loop:
+        fcntl.ioctl(loop, CLR_FD)
+
+
 def detach_patiently(device: str, seconds: float) -> None:
     """A program that ends may still hold it for a moment."""
     end = time.monotonic() + seconds

@@ -154,7 +154,7 @@ class StandInProcess:
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
                 if backing.read_text().strip().startswith(f"{mount}/"):
-                    loops.detach_patiently(f"/dev/{backing.parts[3]}", 2.0)
+                    loops.release(f"/dev/{backing.parts[3]}")
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         points = [line.split()[4] for line in lines]
         if str(mount) in points:
