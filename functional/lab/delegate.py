@@ -56,25 +56,24 @@ class Delegate:
         self._guests = contextlib.ExitStack()
         self._guest: Guest | None = None
         self._run: _Run | None = None
+        self._tainted = False  # a test failed: the kernel is as it left it
         self._failed = ""  # why this file's tests cannot run any more
 
     def protocol(self, item: pytest.Item, keep: bool, last: bool) -> None:
         """The reports of one test.  `last` of its file; `keep` the guest for another file."""
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        healthy = True
         for report in self._reports(item):
-            healthy = healthy and not report.failed
+            self._tainted = self._tainted or report.failed
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        if not healthy:
-            keep = False
         if last:
             self._end_file()
-        if last and not keep:
-            self.close()
+            if self._tainted or not keep:
+                self.close()
 
     def close(self) -> None:
         self._guest = None
+        self._tainted = False
         self._guests.close()
 
     def _reports(self, item: pytest.Item) -> Sequence[pytest.TestReport]:
@@ -127,6 +126,8 @@ class Delegate:
             report = self._config.hook.pytest_report_from_serializable(
                 config=self._config, data=json.loads(line)
             )
+            if isinstance(report.longrepr, list):  # place and reason of a skip; JSON has no tuples
+                report.longrepr = tuple(report.longrepr)
             run.reports.setdefault(report.nodeid, []).append(report)
 
     def _end_file(self) -> None:

@@ -72,7 +72,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _needs_guests(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(HERE) or item.path.name.startswith("test_cluster")
+    return item.path.is_relative_to(HERE) or item.path.name.startswith(("test_cluster", "test_lab"))
 
 
 def _device_mapper() -> bool:
