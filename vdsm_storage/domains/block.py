@@ -126,6 +126,7 @@ class BlockDomain:
         if self.version < layout.XLEASES_VERSION:
             return None
         self.check_special_files()
+        self._specials.open(names.XLEASES)  # the domain may have been upgraded since it was opened
         return self._specials.device(names.XLEASES)
 
     @property
@@ -287,8 +288,7 @@ class BlockDomain:
             self.group.apply(CreateLv(names.XLEASES, special[names.XLEASES].size))
         elif self.version >= layout.XLEASES_VERSION:
             return
-        self._specials.activation.activate(self.group, [names.XLEASES])
-        self._specials.own([names.XLEASES])
+        self._specials.open(names.XLEASES)
         device = self._specials.device(names.XLEASES)
         self._leasing.format_xleases(device, self.id, self.geometry)
 

@@ -44,10 +44,13 @@ class Specials:
         """Path of a volume's device, active or not."""
         return self.activation.path(self.group.name, lv)
 
-    def open(self) -> None:
-        """Activate them, and make their links; quick when that was done.  Raises 371, 506, 558."""
+    def open(self, needed: str = names.LEASES) -> None:
+        """Activate them, and make their links; quick when that was done and `needed` is there.
+
+        Raises 371, 506, 558.
+        """
         with self._mutex:
-            if self._open and os.path.exists(self.device(names.LEASES)):
+            if self._open and os.path.exists(self.device(needed)):
                 return
             wanted = self._wanted()
             self.activation.activate(self.group, wanted)
