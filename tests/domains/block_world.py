@@ -89,15 +89,16 @@ class Luns:
         }  # fmt: skip
         return _run("lvm", command, *where, *words, env=environment)
 
-    def report(self, command: str, kind: str, fields: Sequence[str]) -> list[dict[str, str]]:
-        """The rows of `lvs`, `vgs` or `pvs`; devices have their names in it."""
+    def report(self, command: str, fields: Sequence[str], name: str) -> list[dict[str, str]]:
+        """The rows of `lvs`, `vgs` or `pvs` of one group; devices have their names in it."""
+        which = () if command == "pvs" else (name,)
         options = ("--reportformat", "json", "--units", "b", "--nosuffix")
-        text = self.lvm(command, *options, "-o", ",".join(fields))
+        text = self.lvm(command, *options, "-o", ",".join(fields), *which)
         for path in self.paths:
             for end in ('"', "("):
                 text = text.replace(os.path.realpath(path) + end, path + end)
-        found: list[dict[str, str]] = json.loads(text)["report"][0][kind]
-        return found
+        found: list[dict[str, str]] = json.loads(text)["report"][0][command[:2]]
+        return [row for row in found if row["vg_name"] == name]
 
     def text(self, name: str) -> str:
         """The metadata as text, as `vgcfgbackup` writes it."""
@@ -141,9 +142,9 @@ class BlockHost:
         assert isinstance(found, BlockDomain)
         return found
 
-    def make_group(self, name: str) -> str:
-        """On all LUNs, as LVMVolumeGroup.create makes it; its UUID."""
-        return self.services.groups.create(name, self.luns.paths, [UNREADY], False)
+    def make_group(self, name: str, luns: Sequence[str] | None = None) -> str:
+        """As LVMVolumeGroup.create makes it, on all LUNs or on these; its UUID."""
+        return self.services.groups.create(name, luns or self.luns.paths, [UNREADY], False)
 
     def run(self, kind: str, params: dict[str, Any]) -> None:
         """An operation on one domain, in this thread."""
@@ -187,6 +188,11 @@ class HostMaker:
         made = BlockHost(root, self.sanlock, self.luns, self.standin(name))
         self._hosts.append(made)
         return made
+
+    def end(self, host: BlockHost) -> None:
+        """Its clean end."""
+        self._hosts.remove(host)
+        host.close()
 
     def close(self) -> None:
         for host in self._hosts:

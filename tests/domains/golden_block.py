@@ -29,7 +29,7 @@ from vdsm_storage.leases.external import LeaseRef
 GOLDEN = ALL_GOLDEN / "block-domain"
 PE_START = 129 * MIB
 EXTENT = 128 * MIB
-REPORTS = {"lvs": "lv", "vgs": "vg", "pvs": "pv"}
+REPORTS = ("lvs", "vgs", "pvs")
 METADATA = {"v4": "4-metadata@0.bin", "v5": "4-metadata@1M.bin"}
 
 
@@ -43,12 +43,9 @@ def golden_json(version: str, name: str) -> Any:
 
 def golden_rows(version: str, name: str) -> list[dict[str, str]]:
     """The rows of a report of lvm; the kind is in the name: 1-vg-created.vgs.json."""
-    rows: list[dict[str, str]] = golden_json(version, name)["report"][0][_kind(name)]
+    kind = name.split(".")[-2].removesuffix("s")
+    rows: list[dict[str, str]] = golden_json(version, name)["report"][0][kind]
     return rows
-
-
-def _kind(name: str) -> str:
-    return REPORTS[name.split(".")[-2]]
 
 
 def new_volume(given: Mapping[str, Any], domain: str, ctime: int) -> NewVolumeRequest:
@@ -95,7 +92,7 @@ class Replay:
     def see_report(self, name: str) -> None:
         fields = list(golden_rows(self.version, name)[0])
         command = name.split(".")[-2]
-        self.seen[name] = self.luns.report(command, REPORTS[command], fields)
+        self.seen[name] = self.luns.report(command, fields, self.sd_id)
 
     def see_bytes(self, name: str, lv: str, offset: int, length: int = 0) -> None:
         """As long as the golden file, or `length`."""
@@ -246,17 +243,29 @@ def _line(path: str, root: str = "") -> str:
 # -- what may differ -------------------------------------------------------------------------
 
 
-class Names:
-    """Golden ids -> those of the domain that was made here: of the group, its devices."""
+# Ids, how many commits there were, and whether anything is active, which lvm cannot tell here.
+VARIES = ("pv_uuid", "vg_uuid", "lv_uuid", "vg_seqno", "lv_permissions")
+TEXT_BYTES = ("pv_mda_free", "vg_mda_free", "mdafree")  # what the text leaves, rounded
 
-    def __init__(self, replay: Replay) -> None:
-        kind = "1-vg-created"
-        self._ids: dict[str, str] = {}
-        self._devices = dict(zip(replay.given["devices"], replay.devices, strict=True))
+
+class Names:
+    """What is named otherwise here: `devices` by their golden GUIDs, `ids` of the group and of its
+    devices by the golden ones."""
+
+    def __init__(self, devices: Mapping[str, str], ids: Mapping[str, str]) -> None:
+        self._devices = devices
+        self._ids = ids
+
+    @classmethod
+    def of(cls, replay: Replay) -> Names:
+        devices = dict(zip(replay.given["devices"], replay.devices, strict=True))
+        ids: dict[str, str] = {}
         for report, key, uuid in (("pvs", "pv_name", "pv_uuid"), ("vgs", "vg_name", "vg_uuid")):
-            mine = {row[key]: row[uuid] for row in replay.seen[f"{kind}.{report}.json"]}
-            for row in golden_rows(replay.version, f"{kind}.{report}.json"):
-                self._ids[row[uuid]] = mine[self.device(row[key])]
+            name = f"1-vg-created.{report}.json"
+            mine = {row[key]: row[uuid] for row in replay.seen[name]}
+            for row in golden_rows(replay.version, name):
+                ids[row[uuid]] = mine[cls(devices, {}).device(row[key])]
+        return cls(devices, ids)
 
     def device(self, name: str) -> str:
         """/dev/mapper/GUID -> the path here; another text stays."""
@@ -283,3 +292,20 @@ class Names:
             found = {tag for tag in found if not tag.startswith(seal)}
             found.add(seal + tags.checksum(values))
         return found
+
+
+def comparable(row: dict[str, str], names: Names | None = None) -> dict[str, Any]:
+    """A row of a report; of a golden one with `names`."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if key in VARIES:
+            continue
+        if key.endswith("_tags"):
+            found[key] = names.tags(value) if names else set(value.split(",")) - {""}
+        elif key in TEXT_BYTES:
+            found[key] = int(value) > 0
+        elif key == "lv_attr":
+            found[key] = value[:4] + value[6:]
+        else:
+            found[key] = names.device(value) if names else value
+    return found

@@ -20,8 +20,10 @@ from tests.domains.block_world import block_hosts, workdir
 from tests.domains.golden_block import (
     METADATA,
     REPORTS,
+    TEXT_BYTES,
     Names,
     Replay,
+    comparable,
     golden,
     golden_json,
     golden_rows,
@@ -36,9 +38,6 @@ LV_REPORTS = (
     "2-domain-created", "4-volumes-created", "6-after-delete-mark", "7-after-purge",
     "8-slot-reused",
 )  # fmt: skip
-# Ids, how many commits there were, and whether anything is active, which lvm cannot tell here.
-VARIES = ("pv_uuid", "vg_uuid", "lv_uuid", "vg_seqno", "lv_permissions")
-TEXT_BYTES = ("pv_mda_free", "vg_mda_free", "mdafree")  # what the text leaves, rounded
 TEXT_SLACK = 1024  # bytes: names of hosts and devices are longer or shorter
 IO_TIMEOUT = 174  # offset in a host's record, two bytes
 LEADER, WRITE_TIME = 512, slice(192, 200)
@@ -55,24 +54,7 @@ def replay(request: pytest.FixtureRequest, sanlock: Sanlock) -> Iterator[Replay]
 
 @pytest.fixture(scope="module")
 def names(replay: Replay) -> Names:
-    return Names(replay)
-
-
-def comparable(row: dict[str, str], names: Names | None = None) -> dict[str, Any]:
-    """A row of a report; of a golden one with `names`."""
-    found: dict[str, Any] = {}
-    for key, value in row.items():
-        if key in VARIES:
-            continue
-        if key.endswith("_tags"):
-            found[key] = names.tags(value) if names else set(value.split(",")) - {""}
-        elif key in TEXT_BYTES:
-            found[key] = int(value) > 0
-        elif key == "lv_attr":
-            found[key] = value[:4] + value[6:]
-        else:
-            found[key] = names.device(value) if names else value
-    return found
+    return Names.of(replay)
 
 
 def assert_same_report(replay: Replay, names: Names, name: str) -> None:
