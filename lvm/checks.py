@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,15 +71,18 @@ class _Look:
 
 
 class Checks:
-    def __init__(self, lvm: Lvm, scanner: Scanner) -> None:
+    """`candidates` are the devices that groups may be on."""
+
+    def __init__(self, lvm: Lvm, scanner: Scanner, candidates: Callable[[], Sequence[str]]) -> None:
         self._lvm = lvm
         self._scanner = scanner
+        self._candidates = candidates
 
-    def usable(self, devices: Sequence[str], candidates: Sequence[str], force: bool) -> None:
+    def usable(self, devices: Sequence[str], force: bool) -> None:
         """Raises what is wrong with the first device that cannot be used."""
         if not devices:
             raise InaccessiblePhysDev(devices="(none given)")
-        look = self._look(devices, candidates)
+        look = self._look(devices)
         self._check_there(devices, look)
         if len({block.number(device) for device in devices}) < len(devices):
             reason = "it is given twice"
@@ -88,9 +91,9 @@ class Checks:
         for device in devices:
             self._check_free(device, look, force)
 
-    def why_not(self, devices: Sequence[str], candidates: Sequence[str]) -> dict[str, str | None]:
+    def why_not(self, devices: Sequence[str]) -> dict[str, str | None]:
         """By device, why it cannot be used by itself, or None."""
-        look = self._look(devices, candidates)
+        look = self._look(devices)
         return {device: self._why_not(device, look) for device in devices}
 
     def _why_not(self, device: str, look: _Look) -> str | None:
@@ -104,8 +107,11 @@ class Checks:
             return f"{device}: {error.strerror}"
         return None
 
-    def _look(self, devices: Sequence[str], candidates: Sequence[str]) -> _Look:
-        seen = self._scanner.look([*devices, *candidates])
+    def _look(self, devices: Sequence[str]) -> _Look:
+        seen = self._scanner.look(devices)
+        if any(one.label is not None for one in seen.values()):  # whose are they?
+            others = [device for device in self._candidates() if device not in seen]
+            seen |= self._scanner.look(others)
         return _Look(seen, groups_of(seen))
 
     def _check_there(self, devices: Sequence[str], look: _Look) -> None:

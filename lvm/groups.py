@@ -57,7 +57,7 @@ class Groups:
         self._candidates = candidates
         self._scanner = Scanner(ask, scan_timeout)
         self._archive = Archive(os.path.join(lvm.directory, "archive"))
-        self._checks = Checks(lvm, self._scanner)
+        self._checks = Checks(lvm, self._scanner, candidates)
         self._mutex = threading.Lock()
         self._groups: dict[str, Group] = {}
 
@@ -129,7 +129,7 @@ class Groups:
         if found:
             there = ", ".join(device or "?" for device in found[0].devices.values())
             raise VolumeGroupAlreadyExists(vg=name, devices=there)
-        self._checks.usable(devices, self._candidates(), force)
+        self._checks.usable(devices, force)
         added = [word for tag in tags for word in ("--addtag", tag)]
         options = ["--physicalextentsize", EXTENT, "--setautoactivation", "n", *added]
         try:
@@ -191,7 +191,7 @@ class Groups:
             count = len(model.pvs) + len(new)
             if count > MOST_DEVICES:
                 raise TooManyPVsInVG(vg=name, count=count, limit=MOST_DEVICES)
-            self._checks.usable(new, self._candidates(), force)
+            self._checks.usable(new, force)
             try:
                 self._make_volumes(name, new, force)
                 argv = ["vgextend", "--autobackup", "n", name, *new]
@@ -283,7 +283,7 @@ class Groups:
 
     def can_create_on(self, devices: Sequence[str]) -> Mapping[str, str | None]:
         """`can_create` of many devices, which are looked at together."""
-        return self._checks.why_not(devices, self._candidates())
+        return self._checks.why_not(devices)
 
     # -- inside ------------------------------------------------------------------------------
 

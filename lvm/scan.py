@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -64,54 +65,76 @@ class Found:
     doubles: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    future: Future[Seen]
+    since: float
+
+
 @dataclass
 class Scanner:
-    """`ask(key, call, timeout)` runs `call` in the lane `key` (Lanes.submit)."""
+    """`ask(key, call, timeout)` runs `call` in the lane `key` (Lanes.submit).  For any number of
+    threads: they share a read that began after both of them asked.
+    """
 
     ask: Ask
     timeout: float
-    _owing: dict[str, Future[Seen]] = field(default_factory=dict, init=False)
+    clock: Callable[[], float] = time.monotonic
+    _asked: dict[str, _Asked] = field(default_factory=dict, init=False)
     _seen: dict[str, Seen] = field(default_factory=dict, init=False)
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def look(self, devices: Sequence[str]) -> dict[str, Seen]:
         """What is on the devices that answer in time; those that cannot be read are left out."""
-        asked = {device: self._ask(device) for device in dict.fromkeys(devices)}
-        wait([future for future in asked.values() if future is not None], self.timeout)
-        found: dict[str, Seen] = {}
-        for device, future in asked.items():
-            if future is None or not future.done():
-                log.warning("%s does not answer; it is left out", device)
-            elif (seen := self._result(device, future)) is not None:
-                found[device] = seen
-        return found
+        begun = self.clock()
+        asked: dict[str, Future[Seen]] = {}
+        late = dict.fromkeys(devices)
+        while late and self.clock() - begun < self.timeout:
+            earlier: dict[str, Future[Seen]] = {}
+            for device in late:
+                answer = self._ask(device, begun)
+                if answer is not None:
+                    (asked if answer.since >= begun else earlier)[device] = answer.future
+            # What others asked before may be older than what the caller knows: ask again then.
+            wait(earlier.values(), self._left(begun))
+            late = dict.fromkeys(earlier)
+        wait(asked.values(), self._left(begun))
+        found = {device: self._result(device, asked.get(device)) for device in devices}
+        return {device: seen for device, seen in found.items() if seen is not None}
 
-    def _ask(self, device: str) -> Future[Seen] | None:
-        """None while it owes the answer to an earlier question."""
+    def _left(self, begun: float) -> float:
+        return max(0.0, begun + self.timeout - self.clock())
+
+    def _ask(self, device: str, begun: float) -> _Asked | None:
+        """The question that is open or a new one; None if one is open for too long."""
         with self._mutex:
-            before = self._owing.get(device)
-            if before is not None and not before.done():
-                return None
+            asked = self._asked.get(device)
+            if asked is not None and not asked.future.done():
+                overdue = self.clock() - asked.since >= self.timeout
+                return None if overdue and asked.since < begun else asked
             known = self._seen.get(device)
             try:
                 future = self.ask(f"device {device}", lambda: see(device, known), self.timeout)
             except AgentError as error:
                 log.warning("%s cannot be asked: %s", device, error)
                 return None
-            self._owing[device] = future
-            return future
+            asked = self._asked[device] = _Asked(future, self.clock())
+            return asked
 
-    def _result(self, device: str, future: Future[Seen]) -> Seen | None:
+    def _result(self, device: str, future: Future[Seen] | None) -> Seen | None:
+        if future is None or not future.done():
+            log.warning("%s does not answer; it is left out", device)
+            return None
         with self._mutex:
-            if self._owing.get(device) is future:
-                del self._owing[device]
+            asked = self._asked.get(device)
+            if asked is not None and asked.future is future:
+                del self._asked[device]
             try:
-                seen = future.result(0)
+                seen = self._seen[device] = future.result(0)
             except (OSError, AgentError) as error:
                 log.warning("%s cannot be read: %s", device, error)
                 self._seen.pop(device, None)
                 return None
-            self._seen[device] = seen
             return seen
 
 
