@@ -1,28 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Block domains in this process: real LVM on loop devices, a stand-in for device-mapper, sanlock.
-
-The names below are for tests that look at what lies on the LUNs by other means than the agent's:
-lvm's own reports, and bytes through the parsers of functional/checker.
-"""
+"""Block domains in this process: real LVM on loop devices, a stand-in for device-mapper, leases."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from functional.checker.group import Group, read_group
-from functional.standin import loops
+from functional.block_hosts import UNREADY
+from functional.luns import Luns
 from functional.standin.activation import StandIn
 from functional.standin.process import StandInProcess
 from tests.domains.conftest import build
-from tests.lvm.conftest import LVM_CONF
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.domains.block import BlockDomain
 from vdsm_storage.host.qemu_img import QemuImg
@@ -34,9 +27,6 @@ from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.leases.external import ExternalLeases, Hosting
 
-GIB = 1024**3
-UNREADY = "RHAT_storage_domain_UNREADY"
-
 
 @contextmanager
 def workdir() -> Iterator[Path]:
@@ -46,73 +36,6 @@ def workdir() -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
-
-
-class Luns:
-    """LUNs under the names that engines know them by, as multipath makes them: links below /dev.
-
-    `pattern` is what the agent's configuration says of them.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._names = Path("/dev") / f"vdsm-storage-luns-{directory.name}"
-        self._names.mkdir()
-        self.pattern = f"{self._names}/*"
-        self.paths: list[str] = []
-        self._conf = directory / "lvm"
-        self._conf.mkdir()
-        (self._conf / "lvm.conf").write_text(LVM_CONF.format(locks=self._conf))
-
-    def make(self, guid: str, size: int = 20 * GIB) -> str:
-        file = self._directory / guid
-        with file.open("wb") as new:
-            new.truncate(size)
-        device = _run("losetup", "--find", "--show", str(file)).strip()
-        path = self._names / guid
-        path.symlink_to(device)
-        self.paths.append(str(path))
-        return str(path)
-
-    def close(self) -> None:
-        for path in self.paths:
-            loops.detach_patiently(os.path.realpath(path), 10.0)
-            os.unlink(path)
-        self._names.rmdir()
-
-    # -- what others see on them -------------------------------------------------------------
-
-    def lvm(self, command: str, *words: str) -> str:
-        where = ("--devices", ",".join(self.paths), "--driverloaded", "n")
-        environment = {
-            **os.environ, "LVM_SYSTEM_DIR": str(self._conf), "LVM_SUPPRESS_FD_WARNINGS": "1"
-        }  # fmt: skip
-        return _run("lvm", command, *where, *words, env=environment)
-
-    def report(self, command: str, fields: Sequence[str], name: str) -> list[dict[str, str]]:
-        """The rows of `lvs`, `vgs` or `pvs` of one group; devices have their names in it."""
-        which = () if command == "pvs" else (name,)
-        options = ("--reportformat", "json", "--units", "b", "--nosuffix")
-        text = self.lvm(command, *options, "-o", ",".join(fields), *which)
-        for path in self.paths:
-            for end in ('"', "("):
-                text = text.replace(os.path.realpath(path) + end, path + end)
-        found: list[dict[str, str]] = json.loads(text)["report"][0][command[:2]]
-        return [row for row in found if row["vg_name"] == name]
-
-    def text(self, name: str) -> str:
-        """The metadata as text, as `vgcfgbackup` writes it."""
-        path = self._directory / f"{name}.text"
-        self.lvm("vgcfgbackup", "--file", str(path), name)
-        return path.read_text()
-
-    def group(self, name: str) -> Group:
-        """Read by the parser of the checker; both copies of the metadata are sound and equal."""
-        problems: list[str] = []
-        found = read_group(self.paths, name, problems)
-        assert problems == []
-        assert found is not None
-        return found
 
 
 class BlockHost:
@@ -199,12 +122,6 @@ class HostMaker:
             host.close()
         left = [text for standin in self.standins.values() for text in standin.stop()]
         assert left == []
-
-
-def _run(*argv: str, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env, check=False)
-    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
-    return done.stdout
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from functional.checker.check import HALF_MADE, MARKED, check
-from tests.domains.block_world import BlockHost, HostMaker, Luns, block_hosts, workdir
+from functional.luns import Luns
+from tests.domains.block_world import BlockHost, HostMaker, block_hosts, workdir
 from tests.domains.conftest import wait_for
 from tests.domains.golden_block import (
     Names,
