@@ -11,10 +11,13 @@ VDSM_STORAGE_STRESS_SEED repeats the choices of a run (not its timing).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,15 +26,27 @@ from typing import Final
 import pytest
 
 from functional.block_chaos import Keeper
-from functional.block_hosts import PATIENCE, Cluster, Host
-from functional.block_load import Book, Worker
-from functional.checker.check import check
+from functional.block_hosts import (
+    BLANK,
+    COW,
+    EXTENT,
+    MIB,
+    PATIENCE,
+    SPARSE,
+    Cluster,
+    Host,
+    new_id,
+    wait_for,
+)
+from functional.block_load import Book, Disk, Worker
+from functional.checker.check import Promised, check
 from functional.checker.group import read_group
 from functional.checker.leases import Reader, external
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
 from vdsm_storage import config
 from vdsm_storage.agent import Agent
+from vdsm_storage.rpc.client import RemoteError
 
 SECONDS: Final = float(os.environ.get("VDSM_STORAGE_STRESS_SECONDS", "150"))
 SEED: Final = int(os.environ.get("VDSM_STORAGE_STRESS_SEED", "0")) or random.randrange(1, 10**6)
@@ -42,8 +57,12 @@ KINDS: Final = (
     "volume.create", "volume.delete", "volume.extend", "image.delete", "lease.create",
     "lease.delete",
 )  # fmt: skip
+IO_TIMEOUT: Final = 2  # seconds
+DEAD: Final = 8 * IO_TIMEOUT + 60  # seconds after which sanlock takes a host for dead
+# Steps at which a host stops; making a volume writes to the group, a slot and a lease after them.
+STOPS: Final = ("made", "formatted") if SECONDS > 300 else ("made",)
 SETTINGS: Final = {
-    "sanlock__io_timeout": "2",
+    "sanlock__io_timeout": str(IO_TIMEOUT),
     "storage__lock_timeout": "10",
     "storage__user": "root",
     "storage__group": "root",
@@ -73,6 +92,9 @@ def cluster(
         hosts.append(Host(number, agent, standin))
     yield Cluster(hosts, luns, workdir)
     for host in hosts:
+        for sanlock in (True, False):  # of a test that failed
+            with contextlib.suppress(OSError):
+                host.signal(signal.SIGCONT, sanlock)
         host.client.close()
 
 
@@ -111,6 +133,103 @@ def work(cluster: Cluster, book: Book, seconds: float, seed: int, points: list[s
     for host in cluster.hosts:
         cluster.settle(host)
     return [f"{name} {count}" for k in keepers for name, count in k.deaths.items()]
+
+
+# -- a host that stops while it has the lease -------------------------------------------------
+
+
+class Creation(threading.Thread):
+    """A volume that is made by a host; `outcome` is 0, an error's number, or -1 for no answer."""
+
+    def __init__(self, cluster: Cluster, host: Host) -> None:
+        super().__init__()
+        self.image, self.volume = new_id(), new_id()
+        self._cluster = cluster
+        self._host = host
+        self.outcome: int | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._host.task(
+                "Volume.create", **self._cluster.ids(self.image, self.volume), size=str(EXTENT),
+                volFormat=COW, preallocate=SPARSE, diskType="DATA", desc="stop",
+                srcImgUUID=BLANK, srcVolUUID=BLANK,
+            )  # fmt: skip
+        except RemoteError as error:
+            self.outcome = error.code
+
+    def record(self, book: Book) -> None:
+        """What was answered."""
+        promised = Promised(self.image, EXTENT, EXTENT, "COW", BLANK, "stop", 0)
+        disk = Disk(self.image, {self.volume: promised})
+        if self.outcome != 0:
+            book.doubt(disk, self.volume)
+        book.put(disk)
+
+
+def shared_state(cluster: Cluster) -> list[bytes | str]:
+    """All that only the holder of the lease may change: the group's text, slots, the index of
+    leases, the leases of volumes."""
+    wrong: list[str] = []
+    group = read_group(cluster.luns, cluster.domain, wrong)
+    assert group is not None, wrong
+    return [
+        repr(group),
+        group.read("metadata", 0, 17 * MIB),
+        group.read("xleases", MIB, 256 * 1024),
+        *(group.read("leases", (101 + slot) * MIB, 512) for slot in range(600)),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.sanlock
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("step", STOPS)
+def test_a_host_stops_past_the_life_of_its_lease(cluster: Cluster, book: Book, step: str) -> None:
+    """The next host goes on after sanlock's time-out; the first one, when it wakes, writes nothing
+    under the lease that it had."""
+    first, second, third = cluster.hosts
+    cluster.revive(first, f"stop volume.create:{step}")
+    stopped = Creation(cluster, first)
+    wait_for(first.is_stopped, "the first host to stop")
+    first.signal(signal.SIGSTOP, sanlock=True)
+    began = time.monotonic()
+
+    # Nobody gets the lease before its time is over, and then somebody does.
+    cluster.revive(second, f"stop volume.create:{step}")
+    refused = 0
+    while not second.is_stopped():
+        waiting = Creation(cluster, second)
+        wait_for(lambda w=waiting: w.outcome is not None or second.is_stopped(), "the lease")
+        if waiting.outcome is not None:
+            assert waiting.outcome == 654, "the lease was not respected"
+            refused += 1
+    waited = time.monotonic() - began
+    # It was renewed the last time before the host stopped.
+    assert DEAD - 3 * IO_TIMEOUT < waited < DEAD + 40, f"the lease was free after {waited:.0f} s"
+    assert refused > 0
+
+    # The second host has it while it is stopped, for its sanlock goes on: whatever the first one
+    # writes now, it writes without a lease.  (One that stood still for six I/O time-outs would not
+    # go on with what it was at.)
+    before = shared_state(cluster)
+    first.signal(signal.SIGCONT)
+    time.sleep(1.0)  # the agent first: its sanlock cannot tell it yet
+    assert shared_state(cluster) == before
+    first.signal(signal.SIGCONT, sanlock=True)
+    time.sleep(4.0 * IO_TIMEOUT)
+    assert shared_state(cluster) == before
+
+    second.signal(signal.SIGCONT)
+    for creation in (stopped, waiting):
+        wait_for(lambda c=creation: c.outcome is not None, "an answer")
+        creation.record(book)
+    assert waiting.outcome == 0
+    for host in (first, second, third):
+        cluster.revive(host)
+    assert look(cluster, book) == []
+    say(book, f"stopped at {step} for {waited:.0f} s; answered then: {stopped.outcome}")
 
 
 def say(book: Book, *words: object) -> None:
