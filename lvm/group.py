@@ -43,6 +43,8 @@ TRIES: Final = 3  # times that a plan is made anew because the group changed und
 TURN_COMMANDS: Final = 3  # commands at their time-out that a caller waits for others
 GATHERING: Final = (0.0002, 0.010)  # seconds, at least and at most
 GATHERING_SHARE: Final = 0.03  # of what the last commit took
+PEERS_SHARE: Final = 0.2  # the same for one that is about to come
+PEERS: Final = (0.002, 0.020)  # seconds
 UNKNOWN_OUTCOME: Final = (LvmCommandError, CommandTimeout)
 
 
@@ -91,6 +93,8 @@ class Group:
     # Called right before every command that changes the group; raises when the lock under which
     # the change was asked for may belong to another host by now.
     fence: Callable[[], None] = lambda: None
+    # How many are at work that may have changes to make, those that wait here included.
+    peers: Callable[[], int] = lambda: 0
     _lasted: float = field(default=0.0, init=False)
     _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
     _waiting: list[_Request] = field(default_factory=list, init=False)
@@ -177,10 +181,13 @@ class Group:
 
     def _gathered(self) -> Sequence[_Request]:
         """All that wait, after a moment in which who comes at the same time can join: a commit
-        saved is worth far more.
+        saved is worth far more.  As long as others come and more are at work, they are waited for.
         """
-        shortest, longest = GATHERING
-        time.sleep(min(max(self._lasted * GATHERING_SHARE, shortest), longest))
+        time.sleep(_clamp(self._lasted * GATHERING_SHARE, GATHERING))
+        before, now = 0, len(self._waiting)
+        while before < now < self.peers():
+            time.sleep(_clamp(self._lasted * PEERS_SHARE, PEERS))
+            before, now = now, len(self._waiting)
         with self._mutex:
             batch, self._waiting = self._waiting, []
         return batch
@@ -202,12 +209,12 @@ class Group:
 
     def _commit(self, batch: Sequence[_Request]) -> None:
         for _ in range(TRIES):
-            text, group = self._text()
+            group = self.read()
             devices = self.all_devices(group)
             open_ones = [request for request in batch if not request.done]
             plan = make_plan(group, [request.changes for request in open_ones])
             with contextlib.suppress(_Changed):
-                self._carry_out(plan, text, devices, open_ones)
+                self._carry_out(plan, devices, open_ones)
                 return
         raise UnexpectedVolumeGroupMetadata(
             vg=self.name, reason="something else changes it without the domain's lock; try again"
@@ -216,14 +223,13 @@ class Group:
     def _carry_out(
         self,
         plan: Plan,
-        text: bytes | None,
         devices: Mapping[str, str],
         requests: Sequence[_Request],
     ) -> None:
         failure: AgentError | None = None
         group = plan.before
         if plan.changes:
-            failure = self._write(plan, text, devices)
+            failure = self._write(plan, devices)
             group = self._read_again()
             if not failure and group.seqno != plan.before.seqno + 1:
                 log.error(
@@ -241,12 +247,12 @@ class Group:
         for request in left:
             request.end(self._singly(request.changes, failure))
 
-    def _write(
-        self, plan: Plan, text: bytes | None, devices: Mapping[str, str]
-    ) -> AgentError | None:
+    def _write(self, plan: Plan, devices: Mapping[str, str]) -> AgentError | None:
         """The failure of lvm, after which nothing or everything may have happened."""
         commands = natives(plan, devices, self.lvm.version)
-        if text is not None and _takes_away(plan):
+        wanted = len(commands) > 1 or _takes_away(plan)
+        text = self._text(plan.before) if wanted else None
+        if text is not None:
             self.archive.keep(self.name, plan.before.seqno, text)
         try:
             if len(commands) == 1:
@@ -293,7 +299,7 @@ class Group:
         if isinstance(failure, CommandTimeout | ResourceExhausted):
             return failure  # the storage hangs: more commands would only hang as well
         self.forget()  # a device may have another name now
-        _, group = self._text()
+        group = self.read()
         devices = self.all_devices(group)
         plan = make_plan(group, [changes])
         if plan.errors[0] is not None:
@@ -320,12 +326,16 @@ class Group:
 
     # -- reading -----------------------------------------------------------------------------
 
-    def _text(self) -> tuple[bytes | None, VolumeGroup]:
+    def _text(self, group: VolumeGroup) -> bytes | None:
+        """The group's metadata; None when it is not understood.  Raises _Changed."""
         try:
-            return self.metadata.text()
+            text, now = self.metadata.text()
         except UnexpectedVolumeGroupMetadata as error:
             log.warning("%s", error)
-            return None, self.read()
+            return None
+        if now.seqno != group.seqno:
+            raise _Changed
+        return text
 
     def _read_again(self) -> VolumeGroup:
         try:
@@ -333,6 +343,10 @@ class Group:
         except AgentError:
             self.forget()
             return self.read()
+
+
+def _clamp(seconds: float, bounds: tuple[float, float]) -> float:
+    return min(max(seconds, bounds[0]), bounds[1])
 
 
 def _takes_away(plan: Plan) -> bool:

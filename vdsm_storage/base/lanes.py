@@ -54,8 +54,10 @@ class Lanes:
         self._lanes: dict[str, _Lane] = {}
         self._closed = False
 
-    def submit(self, key: str, call: Callable[[], object], timeout: float) -> Future[Any]:
-        """Queue `call`; its result or error comes in the future.
+    def submit(
+        self, key: str, call: Callable[[], object], timeout: float, workers: int | None = None
+    ) -> Future[Any]:
+        """Queue `call`; its result or error comes in the future.  `workers` is this lane's own.
 
         A call that could not start within `timeout` seconds is never started: AccessTimeout.
         Raises ResourceExhausted when the lane's queue is full.
@@ -74,7 +76,7 @@ class Lanes:
             lane.queue.append(work)
             if lane.idle >= len(lane.queue):
                 lane.changed.notify()
-            elif lane.threads < self._workers:
+            elif lane.threads < (workers or self._workers):
                 lane.threads += 1
                 # Daemon threads: one that hangs in a dead server's I/O must not keep us alive.
                 threading.Thread(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vdsm_storage.base.owner import Owner
@@ -36,7 +36,9 @@ from vdsm_storage.lvm.groups import Groups
 
 @dataclass(frozen=True)
 class BlockBase:
-    """What block domains are built upon.  `mounts` is <data_center>/mnt."""
+    """What block domains are built upon.  `mounts` is <data_center>/mnt; `busy(sd_id)` tells how
+    many operations are at work on a domain.
+    """
 
     groups: Groups
     activation: Activation
@@ -45,6 +47,7 @@ class BlockBase:
     uses: Uses
     master: MasterFs
     mounts: str
+    busy: Callable[[str], int] = lambda _sd_id: 0
 
 
 class BlockFamily:
@@ -93,6 +96,7 @@ class BlockFamily:
         sd_id, base = found.metadata.id, self.base
         specials = self.specials(sd_id)
         specials.group.fence = locks.all.verify
+        specials.group.peers = lambda: base.busy(sd_id)
         active = ActiveVolumes(specials, base.uses)
         lockspace = base.leasing.lockspace(sd_id, specials.device(names.IDS), geometry)
         needs = Needs(specials, locks.all, base.leasing.write, lambda: lockspace.host_id)

@@ -322,5 +322,6 @@ def _block_family(base: Base, owner: Owner) -> BlockFamily:
             uses=Uses(os.path.join(paths.run, "storage")),
             master=MasterFs(paths.run, owner, base.config.lvm.timeout),
             mounts=os.path.join(paths.data_center, "mnt"),
+            busy=base.runner.busy,
         )
     )

@@ -25,6 +25,7 @@ from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation
 log = logging.getLogger("jobs")
 
 RUN_TIMEOUT = 7 * 24 * 3600.0  # seconds that a queued task may wait for its lane
+AT_ONCE = 16  # tasks and jobs of one lane; those that change a volume group do it together
 SUCCESS = "success"
 CLEAN_SUCCESS = "cleanSuccess"  # failed, and taken back
 CLEAN_FAILURE = "cleanFailure"  # failed, and something is left of it
@@ -142,7 +143,7 @@ class Runner:
                 log.warning("%s %s ended: %s", running.entry.verb, running.entry.id, error)
 
         try:
-            self._lanes.submit(f"task {lane}", work, RUN_TIMEOUT)
+            self._lanes.submit(f"task {lane}", work, RUN_TIMEOUT, AT_ONCE)
         except AgentError:
             self.forget(running.entry.id)
             raise
@@ -280,6 +281,14 @@ class Runner:
     def all(self, family: str) -> list[Running]:
         with self._lock:
             return [r for r in self._running.values() if r.entry.family == family]
+
+    def busy(self, domain: str) -> int:
+        """How many operations on the domain are at work, or about to be."""
+        with self._lock:
+            return sum(
+                domain in r.entry.domains and not r.interrupted and not r.done.is_set()
+                for r in self._running.values()
+            )
 
     def stop(self, running: Running) -> None:
         """Ask it to stop; it ends at its next step."""
