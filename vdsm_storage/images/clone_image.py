@@ -77,7 +77,8 @@ class CloneStructure:
     def _publish(self, target: Store, members: list[Member]) -> None:
         for member in members:
             metadata = member.metadata.with_(domain=target.id)
-            target.publish(member.image, member.volume, metadata)
+            made = Target(target, member.image, member.volume, metadata).made()
+            target.publish(member.image, member.volume, made)
 
     def _recover(self, op: Operation) -> bool:
         volumes: list[str] | None = op.facts.get("volumes")

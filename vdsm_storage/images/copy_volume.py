@@ -73,7 +73,7 @@ class CopyVolume:
             copy_layer(self._shop.qemu, source, members, to, following)
             op.step(COPIED)
             with target.lock.held(self._shop.lock_timeout):
-                target.publish(request.image, request.volume, metadata)
+                target.publish(request.image, request.volume, to.made())
             op.step(PUBLISHED, abortable=False)
 
     def _recover(self, op: Operation) -> bool:

@@ -92,6 +92,13 @@ def check(request: NewVolumeRequest) -> None:
         raise IncorrectFormat(volume=request.volume, reason="a raw volume cannot hold bitmaps")
 
 
+def check_kind(store: Store, volume: str, form: str, kind: str) -> None:
+    """Whether the domain can have volumes of that format and type.  Raises 202."""
+    if store.is_block and (form, kind) == (md.RAW, md.SPARSE):
+        reason = "a raw volume on a block domain cannot grow by itself: make it PREALLOCATED"
+        raise IncorrectFormat(volume=volume, reason=reason)
+
+
 def check_parent(store: Store, request: NewVolumeRequest) -> VolumeMetadata | None:
     """The parent's metadata, if it can be the base of this volume.  Raises 201, 214, 226, 1000."""
     if request.parent == BLANK:
@@ -132,6 +139,7 @@ class CreateVolume:
         ):
             hold.enter_context(self._shop.domain(store))
             _check_absent(store, request)
+            check_kind(store, request.volume, request.format, request.type)
             check_parent(store, request)
             metadata = _metadata(request)
             metadata.encode(store.version, request.volume)  # 756 before anything is made

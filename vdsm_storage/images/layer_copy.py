@@ -38,6 +38,13 @@ class Target:
         parent = self.metadata.parent
         self.store.make(NewVolume(self.image, self.volume, size, full, raw, parent))
 
+    def made(self) -> VolumeMetadata:
+        """Its metadata now that it has its storage: a raw volume on a device has all of that."""
+        if not self.store.is_block or self.metadata.format != md.RAW:
+            return self.metadata
+        size = self.store.sizes(self.image, self.volume).apparent
+        return self.metadata.with_(type=md.PREALLOCATED, capacity=size)
+
 
 @dataclass(frozen=True)
 class Following:

@@ -101,8 +101,10 @@ class MoveImage:
     def _publish(self, source: Store, target: Store, todo: _Plan) -> None:
         with target.lock.held(self._shop.lock_timeout):
             for member in todo.own:
-                metadata = member.metadata.with_(domain=target.id)
-                target.publish(member.image, member.volume, metadata)
+                arrived = Target(
+                    target, member.image, member.volume, member.metadata.with_(domain=target.id)
+                )
+                target.publish(member.image, member.volume, arrived.made())
 
     def _remove_source(self, op: Operation, source: Store) -> None:
         image = op.params["image"]

@@ -85,6 +85,7 @@ class Volumes:
         """Start making a volume; returns the task.  Raises what create.check* do, 212, 654."""
         create.check(request)
         store = self._find_store(request.domain)
+        create.check_kind(store, request.volume, request.format, request.type)
         if request.volume in store.volumes(request.image):
             raise VolumeAlreadyExists(
                 volume=request.volume, image=request.image, domain=request.domain
@@ -134,10 +135,11 @@ class Volumes:
     def copy(self, request: CopyVolumeRequest) -> str:
         """Start copying a volume and all below it into a new one; returns the task.
 
-        Raises 201, 212, 262, 654, 1000.
+        Raises 201, 202, 212, 262, 654, 1000.
         """
         copy_volume.check(self._find_store(request.source_domain), request)
         store = self._find_store(request.domain)
+        create.check_kind(store, request.volume, request.format, request.type)
         if request.volume in store.volumes(request.image):
             raise VolumeAlreadyExists(
                 volume=request.volume, image=request.image, domain=request.domain
