@@ -68,14 +68,23 @@ class Lab:
         )  # fmt: skip
         return [one["status"] for one in answer]
 
+    def type_args(self, domain: str, server: StorageServer) -> str:
+        """The path that a file domain is made on, or a new volume group for a block domain."""
+        if not server.is_block:
+            return server.spec
+        group: str = self.call(
+            "LVMVolumeGroup.create", name=domain, devlist=server.guids, force=False
+        )
+        return group
+
     def add_domain(self, server: StorageServer) -> str:
         """A new domain in the pool; the first makes the pool and connects it."""
         domain = str(uuid.uuid4())
         assert self.connect(server) == [0]
         self.call(
             "StorageDomain.create", storagedomainID=domain, domainType=server.type,
-            typeArgs=server.spec, name="hostile", domainClass=1, version="5", blockSize=512,
-            maxHosts=250,
+            typeArgs=self.type_args(domain, server), name="hostile", domainClass=1, version="5",
+            blockSize=512, maxHosts=250,
         )  # fmt: skip
         first = not self.servers
         self.servers[domain] = server
@@ -122,12 +131,15 @@ class Lab:
             "imageID": where.image, "volumeID": where.volume,
         }  # fmt: skip
 
-    def start_create(self, where: Volume, size: int, fmt: int, **more: Any) -> str:
-        request = {
+    def new_volume(self, where: Volume, size: int, fmt: int, **more: Any) -> dict[str, Any]:
+        """Parameters of Volume.create."""
+        return {
             **self.ids(where), "size": str(size), "volFormat": fmt, "preallocate": 2,
             "diskType": "DATA", "desc": "", "srcImgUUID": BLANK, "srcVolUUID": BLANK, **more,
         }  # fmt: skip
-        task: str = self.call("Volume.create", **request)
+
+    def start_create(self, where: Volume, size: int, fmt: int, **more: Any) -> str:
+        task: str = self.call("Volume.create", **self.new_volume(where, size, fmt, **more))
         return task
 
     def create(

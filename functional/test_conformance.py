@@ -3,13 +3,13 @@
 
 Each `Site` is a domain of a pool whose master is a local domain of the same version (a newer
 master would have it upgraded).  What a domain is to its callers must not depend on where it lies;
-what its files say depends on the version alone.
+what its metadata say depends on the version alone.  How that looks in files and on LUNs is told by
+functional/backends.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,26 +19,29 @@ from typing import Any
 
 import pytest
 
-from functional.engine.host import LOCALFS, StorageServer
+from functional.backends import TYPES, Backend, BlockBackend, FileBackend
+from functional.engine.host import FCP, LOCALFS, StorageServer
 from functional.pool_lab import BLANK, COW, MIB, RAW, Lab, Volume, make_lab, wait_for
 from functional.processes import AgentProcess
+from functional.standin.process import StandInProcess
 
 PREALLOCATED, SPARSE = 1, 2
+LUN = "lun"
 SITES = [
-    *((kind, version) for kind in ("local", "bind") for version in (3, 4, 5)),
+    *((kind, version) for kind in ("local", "bind", LUN) for version in (3, 4, 5)),
     *((kind, 5) for kind in ("local-4k", "ext4", "xfs", "fuse")),
 ]
 
 
 @dataclass
 class Site:
-    """A domain in the pool of `lab`; `root` is its directory."""
+    """A domain in the pool of `lab`; `storage` shows what is really there."""
 
     lab: Lab
     server: StorageServer
     version: int
     domain: str
-    root: Path
+    storage: Backend
 
     @property
     def shared(self) -> bool:
@@ -46,14 +49,20 @@ class Site:
         return self.server.type != LOCALFS
 
     @property
+    def unit(self) -> int:
+        return self.storage.unit
+
+    def new_raw(self, units: int = 1) -> Volume:
+        """A raw volume, as thin as the storage can have it."""
+        kind = SPARSE if self.storage.sparse_raw else PREALLOCATED
+        return self.lab.create(self.domain, units * self.unit, RAW, preallocate=kind)
+
+    @property
     def has_xleases(self) -> bool:
         return self.shared and self.version >= 4
 
     def meta(self, where: Volume) -> dict[str, str]:
-        path = self.root / "images" / where.image / f"{where.volume}.meta"
-        lines = path.read_text().splitlines()
-        assert lines.pop() == "EOF"
-        return dict(line.split("=", 1) for line in lines)
+        return self.storage.meta(where)
 
     def info(self, where: Volume) -> dict[str, Any]:
         found: dict[str, Any] = self.lab.call("Volume.getInfo", **self.lab.ids(where))
@@ -90,8 +99,18 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def agent(start_agent: Callable[..., AgentProcess]) -> AgentProcess:
-    return start_agent("conformance", tls=False)
+def luns(make_luns: Callable[..., list[str]]) -> list[str]:
+    return make_luns(2)
+
+
+@pytest.fixture(scope="module")
+def agent(
+    start_agent: Callable[..., AgentProcess],
+    make_standin: Callable[..., StandInProcess],
+    luns: list[str],
+) -> AgentProcess:
+    devices = ",".join(luns)
+    return start_agent("conformance", tls=False, standin=make_standin(), lvm__devices=devices)
 
 
 @pytest.fixture(scope="module", params=SITES, ids=lambda param: f"{param[0]}-v{param[1]}")
@@ -99,12 +118,13 @@ def site(
     request: pytest.FixtureRequest,
     agent: AgentProcess,
     make_server: Callable[[str], StorageServer],
+    luns: list[str],
 ) -> Iterator[Site]:
     """Made, and at the end taken apart again: both are part of what must conform."""
     kind, version = request.param
     lab = make_lab(agent)
-    master, server = make_server("local"), make_server(kind)
-    for each in (master, server):
+    server = StorageServer(FCP, devices=tuple(luns)) if kind == LUN else make_server(kind)
+    for each in (make_server("local"), server):
         assert lab.connect(each) == [0]
         domain = str(uuid.uuid4())
         create_domain(lab, domain, each, version)
@@ -120,18 +140,26 @@ def site(
     lab.call("StorageDomain.attach", **ids)
     lab.call("StorageDomain.activate", **ids)
     lab.wait_usable(domain)
-    link = agent.dir / "data-center" / lab.pool / domain
-    made = Site(lab, server, version, domain, link.resolve())
+    made = Site(lab, server, version, domain, look(agent, server, lab.pool, domain))
     yield made
     leave(made)
     lab.client.close()
 
 
+def look(agent: AgentProcess, server: StorageServer, pool: str, domain: str) -> Backend:
+    if server.is_block:
+        assert agent.standin is not None
+        return BlockBackend(server.devices, domain, [agent.standin])
+    link = agent.dir / "data-center" / pool / domain
+    return FileBackend(link.resolve(), shared=server.type != LOCALFS)
+
+
 def create_domain(lab: Lab, domain: str, server: StorageServer, version: int) -> None:
+    auto = version == 5 and not server.is_block
     lab.call(
         "StorageDomain.create", storagedomainID=domain, domainType=server.type, maxHosts=250,
-        typeArgs=server.spec, name="conformance", domainClass=1, version=str(version),
-        blockSize=0 if version == 5 else 512,
+        typeArgs=lab.type_args(domain, server), name="conformance", domainClass=1,
+        version=str(version), blockSize=0 if auto else 512,
     )  # fmt: skip
 
 
@@ -139,14 +167,14 @@ def leave(site: Site) -> None:
     """Detached, formatted and disconnected; nothing of it is left on the storage."""
     lab, (master,) = site.lab, site.lab.servers
     assert lab.call("StorageDomain.getImages", storagedomainID=site.domain) == []
-    assert os.listdir(site.root / "images") == []
+    assert site.storage.images() == {}
+    site.storage.check_idle()
     ids = {"storagedomainID": site.domain, "masterSdUUID": master, "masterVersion": 1}
     lab.call("StorageDomain.deactivate", storagepoolID=lab.pool, **ids)
     lab.call("StorageDomain.detach", storagepoolID=lab.pool, **ids)
     assert lab.call("StorageDomain.getInfo", storagedomainID=site.domain)["pool"] == []
     lab.call("StorageDomain.format", storagedomainID=site.domain, autoDetach=False)
-    assert not site.root.exists()
-    assert [name for name in os.listdir(site.root.parent) if name != "lost+found"] == []
+    assert site.storage.gone()
     where = {"storagepoolID": lab.pool, "hostID": 1, "scsiKey": lab.pool}
     lab.call("StoragePool.spmStart", storagepoolID=lab.pool, prevID=-1, prevLver="-1",
              enableScsiFencing="false", maxHostID=250)  # fmt: skip
@@ -172,13 +200,12 @@ def test_the_domain(site: Site) -> None:
     lab = site.lab
     info = lab.call("StorageDomain.getInfo", storagedomainID=site.domain)
     assert (info["version"], info["class"]) == (str(site.version), "Data")
-    assert info["type"] == ("POSIXFS" if site.shared else "LOCALFS")
+    assert info["type"] == TYPES[site.server.type]
     assert (info["pool"], info["role"]) == ([lab.pool], "Regular")
     assert info["block_size"] == (4096 if "4k" in site.server.spec else 512)
     assert site.domain in lab.call("StoragePool.getInfo", storagepoolID=lab.pool)["dominfo"]
-    metadata = (site.root / "dom_md" / "metadata").read_text()
-    assert ("ALIGNMENT=" in metadata) == (site.version == 5)
-    special = {path.name: path.stat().st_size for path in (site.root / "dom_md").iterdir()}
+    assert ("ALIGNMENT" in site.storage.metadata()) == (site.version == 5)
+    special = site.storage.special()
     assert ("xleases" in special) == site.has_xleases
     assert (special["ids"] > 0, special["leases"] > 0) == (site.shared, site.shared)
     lab.call("StorageDomain.validate", storagedomainID=site.domain)
@@ -204,12 +231,14 @@ def test_leases(site: Site) -> None:
     assert lab.code("Lease.info", lease=lease) == 936
 
 
-def test_what_file_domains_answer(site: Site) -> None:
-    """Verbs of block and backup domains say that this is none; the pool's small ones work."""
+def test_what_all_domains_answer(site: Site) -> None:
+    """Verbs of backup domains, and on files those of block domains, say that this is none; the
+    pool's small ones work."""
     lab, (master,) = site.lab, site.lab.servers
     where = {"storagedomainID": site.domain, "storagepoolID": lab.pool}
-    assert lab.code("StorageDomain.extend", **where, devlist=["x"]) == 2009
-    assert lab.code("StorageDomain.resizePV", **where, guid="x") == 2009
+    block = site.server.is_block
+    assert lab.code("StorageDomain.extend", **where, devlist=["x"]) == (606 if block else 2009)
+    assert lab.code("StorageDomain.resizePV", **where, guid="x") == (619 if block else 2009)
     assert lab.code("StoragePool.getBackedUpVmsList", **where) == 378
     assert lab.code("StoragePool.getBackedUpVmsInfo", **where, vmList=[]) == 378
     files = {"storagedomainID": site.domain, "pattern": "*", "caseSensitive": False}
@@ -230,18 +259,25 @@ def test_what_file_domains_answer(site: Site) -> None:
 @pytest.mark.parametrize("prealloc", [SPARSE, PREALLOCATED], ids=["sparse", "preallocated"])
 @pytest.mark.parametrize("fmt", [RAW, COW], ids=["raw", "cow"])
 def test_a_volume(site: Site, fmt: int, prealloc: int) -> None:
-    """Made, written, extended, described, deleted; its files say what the version wants."""
-    lab, size = site.lab, 8 * MIB
+    """Made, written, extended, described, deleted; its metadata say what the version wants."""
+    lab, size = site.lab, 2 * site.unit
+    if (fmt, prealloc) == (RAW, SPARSE) and not site.storage.sparse_raw:
+        where = Volume(site.domain, str(uuid.uuid4()), str(uuid.uuid4()))
+        assert lab.code("Volume.create", **lab.new_volume(where, size, fmt)) == 202
+        return
     where = lab.create(site.domain, size, fmt, preallocate=prealloc)
-    check_files(site, where, size, fmt, prealloc)
+    check_volume(site, where, size, fmt, prealloc)
+    if fmt == RAW and not site.storage.zeroed:
+        site.io(where, "write -P 0 0 1M")
     site.io(where, "write -P 0x11 1M 1M")
     assert lab.task("Volume.extendSize", **lab.ids(where), newSize=str(2 * size)) == 0
-    check_files(site, where, 2 * size, fmt, prealloc)
+    check_volume(site, where, 2 * size, fmt, prealloc)
     if fmt == COW:
         qemu = lab.call("Volume.getQemuImageInfo", **lab.ids(where))
         assert qemu["compat"] == ("0.10" if site.version == 3 else "1.1")
         assert qemu["virtualsize"] == 2 * size
-    site.io(where, "read -P 0 0 1M", "read -P 0x11 1M 1M", "write -P 0x22 15M 1M")
+    last = f"write -P 0x22 {2 * size - MIB} 1M"
+    site.io(where, "read -P 0 0 1M", "read -P 0x11 1M 1M", last)
     lab.call("Volume.setDescription", **lab.ids(where), description="new")
     lab.call("Volume.setLegality", **lab.ids(where), legality="ILLEGAL")
     meta = site.meta(where)
@@ -251,14 +287,14 @@ def test_a_volume(site: Site, fmt: int, prealloc: int) -> None:
     lab.call("Volume.verify_untrusted", **lab.ids(where))
     assert site.delete(where) == 0
     assert site.delete(where) == 268
-    assert not (site.root / "images" / where.image).exists()
+    assert where.image not in site.storage.images()
 
 
 def test_a_creation_is_reverted(site: Site) -> None:
     lab = site.lab
-    base = lab.create(site.domain, MIB, RAW)
+    base = site.new_raw()
     where = Volume(site.domain, base.image, str(uuid.uuid4()))
-    task = lab.start_create(where, MIB, COW, srcImgUUID=base.image, srcVolUUID=base.volume)
+    task = lab.start_create(where, site.unit, COW, srcImgUUID=base.image, srcVolUUID=base.volume)
     wait_for(
         lambda: lab.call("Task.getStatus", taskID=task)["taskState"] == "finished", "the volume"
     )
@@ -276,8 +312,8 @@ def test_a_creation_is_reverted(site: Site) -> None:
     assert site.delete(base) == 0
 
 
-def check_files(site: Site, where: Volume, size: int, fmt: int, prealloc: int) -> None:
-    """The volume's three files, and what the agent tells about them."""
+def check_volume(site: Site, where: Volume, size: int, fmt: int, prealloc: int) -> None:
+    """What the storage holds of the volume, and what the agent tells about it."""
     meta, info = site.meta(where), site.info(where)
     if site.version == 5:
         assert meta["CAP"] == str(size)
@@ -288,28 +324,20 @@ def check_files(site: Site, where: Volume, size: int, fmt: int, prealloc: int) -
     assert (meta["FORMAT"], meta["VOLTYPE"]) == ("RAW" if fmt == RAW else "COW", "LEAF")
     assert meta["TYPE"] == ("SPARSE" if prealloc == SPARSE else "PREALLOCATED")
     assert (info["capacity"], info["status"]) == (str(size), "OK")
-    if fmt == RAW:
-        assert info["apparentsize"] == str(size)
-    if prealloc == PREALLOCATED:
-        assert int(info["truesize"]) >= size
-    files = {path.name for path in (site.root / "images" / where.image).iterdir()}
-    suffixes = ("", ".meta", ".lease") if site.shared else ("", ".meta")
-    assert files == {where.volume + suffix for suffix in suffixes}
+    site.storage.check_volume(where, info)
     if site.shared:
-        assert (info["lease"]["owners"], info["lease"]["offset"]) == ([], 0)
-        lease = site.root / "images" / where.image / f"{where.volume}.lease"
-        assert lease.stat().st_size == MIB
+        assert info["lease"]["owners"] == []
     assert ("lease" in info) == site.shared
 
 
 def test_snapshots(site: Site, tmp_path: Path) -> None:
     """Two upon a raw base; extended, copied to raw, merged into the base, deleted."""
-    lab = site.lab
-    base = lab.create(site.domain, 4 * MIB, RAW)
-    site.io(base, "write -P 0x31 0 1M")
-    middle = lab.snapshot(base, size=4 * MIB, sequence=2)
+    lab, unit = site.lab, site.unit
+    base = site.new_raw()
+    site.io(base, "write -P 0x31 0 1M", "write -P 0 1M 1M")
+    middle = lab.snapshot(base, size=unit, sequence=2)
     site.io(middle, "write -P 0x32 1M 1M")
-    top = lab.snapshot(middle, size=4 * MIB, sequence=3)
+    top = lab.snapshot(middle, size=unit, sequence=3)
     site.io(top, "write -P 0x33 2M 1M", "read -P 0x31 0 1M", "read -P 0x32 1M 1M")
     assert [site.meta(v)["VOLTYPE"] for v in (base, middle, top)] == [
         "INTERNAL", "INTERNAL", "LEAF",
@@ -317,9 +345,9 @@ def test_snapshots(site: Site, tmp_path: Path) -> None:
     assert site.meta(top)["PUUID"] == middle.volume
     qemu = lab.call("Volume.getQemuImageInfo", **lab.ids(top))
     assert qemu["backingfile"] == middle.volume  # relative: the domain may be mounted elsewhere
-    assert lab.task("Volume.extendSize", **lab.ids(top), newSize=str(8 * MIB)) == 0
+    assert lab.task("Volume.extendSize", **lab.ids(top), newSize=str(2 * unit)) == 0
     content = site.digest(top, tmp_path)
-    target = lab.create(site.domain, 8 * MIB, RAW)
+    target = site.new_raw(2)
     assert lab.copy(top, target) == 0
     assert site.digest(target, tmp_path) == content
     assert site.meta(target)["GEN"] == "1"
@@ -358,20 +386,23 @@ def merge(site: Site, base: Volume, top: Volume) -> None:
 
 
 def test_a_template(site: Site) -> None:
-    """Shared by a disk upon it: one file with two names, kept as long as the disk is there."""
+    """Shared by a disk upon it, and kept as long as the disk is there."""
     lab = site.lab
-    template = lab.create(site.domain, 2 * MIB, COW)
+    template = lab.create(site.domain, site.unit, COW)
     site.io(template, "write -P 0x41 0 1M")
     place = {"sd_id": site.domain, "img_id": template.image, "vol_id": template.volume}
     assert lab.job("SDM.update_volume", vol_info=place, vol_attr={"type": "SHARED"}) == 0
     disk = lab.create(
-        site.domain, 2 * MIB, COW, srcImgUUID=template.image, srcVolUUID=template.volume
+        site.domain, site.unit, COW, srcImgUUID=template.image, srcVolUUID=template.volume
     )
     site.io(disk, "read -P 0x41 0 1M", "write -P 0x42 1M 1M")
-    names = [
-        site.root / "images" / image / template.volume for image in (template.image, disk.image)
-    ]
-    assert names[0].stat().st_ino == names[1].stat().st_ino
-    assert lab.code("Volume.extendSize", **lab.ids(template), newSize=str(4 * MIB)) == 213
+    site.storage.check_shared(template, disk.image)
+    images = (template.image, disk.image)
+    where = {"storagedomainID": site.domain, "storagepoolID": lab.pool}
+    shown = [lab.call("StorageDomain.getVolumes", **where, imageID=image) for image in images]
+    assert set(shown[0]) == {template.volume}
+    assert set(shown[1]) == {template.volume, disk.volume}
+    larger = str(2 * site.unit)
+    assert lab.code("Volume.extendSize", **lab.ids(template), newSize=larger) == 213
     assert site.delete(template) == 223
     assert [site.delete(v) for v in (disk, template)] == [0, 0]

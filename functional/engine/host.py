@@ -7,14 +7,14 @@ import http.client
 import ssl
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from functional.engine import replies
 from functional.engine.replies import NO_UUID
 from functional.engine.wire import IRS, VDS, Connection, VdsError, client_tls
 
-LOCALFS, POSIXFS = 4, 6
+FCP, ISCSI, LOCALFS, POSIXFS = 2, 3, 4, 6
 COW, RAW = 4, 5
 PREALLOCATED, SPARSE = 1, 2
 DATA_CLASS = 1
@@ -28,13 +28,26 @@ def optional(**params: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StorageServer:
-    """Where a domain's storage is; `spec` is what the engine calls the connection."""
+    """Where a domain's storage is; `spec` is what the engine calls the connection.
+
+    A block domain has `devices`, the LUNs that it is made on.
+    """
 
     type: int
-    spec: str
+    spec: str = ""
     vfs_type: str = ""
     options: str = ""
+    devices: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    @property
+    def is_block(self) -> bool:
+        return self.type in (FCP, ISCSI)
+
+    @property
+    def guids(self) -> list[str]:
+        """What the engine calls its LUNs."""
+        return [PurePath(device).name for device in self.devices]
 
     def as_map(self) -> dict[str, str]:
         """A flat map of strings."""
@@ -90,6 +103,8 @@ class Host:
         return self._servers("disconnectStorageServer", pool, servers)
 
     def _servers(self, verb: str, pool: str, servers: list[StorageServer]) -> dict[str, int]:
+        if servers[0].type == FCP:
+            servers = servers[:1]  # one network for all of them
         params = {
             "domainType": servers[0].type,
             "storagepoolID": pool,
@@ -105,14 +120,32 @@ class Host:
         params = {
             "storagedomainID": domain,
             "domainType": server.type,
-            "typeArgs": server.spec,
+            "typeArgs": self.create_group(domain, server) if server.is_block else server.spec,
             "name": name,
             "domainClass": DATA_CLASS,
             "version": version,
             "maxHosts": 250,
-            "blockSize": 0 if version == "5" else 512,
+            "blockSize": 0 if version == "5" and not server.is_block else 512,
         }
         self.vds.call("StorageDomain.create", params)
+
+    def create_group(self, domain: str, server: StorageServer) -> str:
+        """3.4: the LUNs are looked at, then made a volume group; its id."""
+        params = {"storageType": server.type, "guids": server.guids, "checkStatus": True}
+        found = replies.devices(self.vds.call("Host.getDeviceList", params))
+        assert {guid: found[guid].status for guid in server.guids} == dict.fromkeys(
+            server.guids, "free"
+        )
+        params = {"name": domain, "devlist": server.guids, "force": False}
+        group = self.vds.call("LVMVolumeGroup.create", params)
+        assert type(group) is str
+        return group
+
+    def group_info(self, group: str) -> replies.GroupInfo:
+        """The engine's look at a domain's LUNs: when it is made, and whenever it is activated."""
+        return replies.group_info(
+            self.vds.call("LVMVolumeGroup.getInfo", {"lvmvolumegroupID": group})
+        )
 
     def domain_info(self, domain: str) -> replies.DomainInfo:
         params = {"storagedomainID": domain}

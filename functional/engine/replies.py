@@ -154,17 +154,25 @@ class DomainInfo:
     domain_class: str
     version: str
     remote_path: str
+    group: str
     pools: list[str]
     master: bool
 
 
 def domain_info(reply: Any) -> DomainInfo:
+    """`remotePath` of file domains; of block domains the group and two devices."""
+    block = reply["type"].upper() in ("FCP", "ISCSI")
+    if block:
+        r.one_of(reply, "state", "OK", "PARTIAL")
+        for key in ("metadataDevice", "vgMetadataDevice"):
+            r.cast(reply, key, str)
     return DomainInfo(
         name=r.cast(reply, "name", str),
         type=r.cast(reply, "type", str).upper(),
         domain_class=r.one_of(reply, "class", "Data", "Iso", "Backup"),
         version=str(reply["version"]),
-        remote_path=r.cast(reply, "remotePath", str),
+        remote_path="" if block else r.cast(reply, "remotePath", str),
+        group=r.cast(reply, "vguuid", str) if block else "",
         pools=r.string_list(reply.get("pool"), "pool"),
         master=r.one_of(reply, "role", "Master", "Regular") == "Master",
     )
@@ -176,6 +184,64 @@ def domain_stats(reply: Any) -> tuple[int, int]:
     if free is None or total is None:
         raise r.WrongTypeError("diskfree/disktotal", reply, "both")
     return free, total
+
+
+@dataclass(frozen=True)
+class Device:
+    """A LUN; sizes in bytes.  `pv_size` is None for what is no physical volume."""
+
+    guid: str
+    status: str
+    group: str
+    capacity: int
+    pv_size: int | None
+    extents: int | None
+
+
+def _device(reply: Any) -> Device:
+    """As Host.getDeviceList and LVMVolumeGroup.getInfo tell of it."""
+    if type(reply["discard_max_bytes"]) is not int:
+        raise r.WrongTypeError("discard_max_bytes", reply["discard_max_bytes"], "a number")
+    for key in ("serial", "vendorID", "productID", "devtype"):
+        r.cast(reply, key, str)
+    for path in r.cast(reply, "pathstatus", list):
+        r.one_of(path, "state", "active", "failed")
+        r.cast(path, "physdev", str)
+        r.assign_int(path, "lun")
+    r.cast(reply, "pathlist", list)
+    size = r.assign_long_irs(reply, "capacity")
+    if size is None:
+        raise r.WrongTypeError("capacity", None, "a size")
+    return Device(
+        guid=r.cast(reply, "GUID", str),
+        status=r.one_of(reply, "status", "free", "used", "unknown", "unusable")
+        if "status" in reply
+        else "unknown",
+        group=r.assign_string(reply, "vgUUID") or "",
+        capacity=size,
+        pv_size=r.assign_long_irs(reply, "pvsize") if reply.get("pvsize") else None,
+        extents=r.assign_int(reply, "pe_count") if "pe_count" in reply else None,
+    )
+
+
+def devices(reply: Any) -> dict[str, Device]:
+    """By GUID."""
+    return {device["GUID"]: _device(device) for device in reply}
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """A volume group and its LUNs by GUID."""
+
+    name: str
+    devices: dict[str, Device]
+
+
+def group_info(reply: Any) -> GroupInfo:
+    for device in r.cast(reply, "pvlist", list):
+        for key in ("capacity", "devcapacity", "pe_count", "pe_alloc_count"):
+            r.cast(device, key, str)
+    return GroupInfo(r.cast(reply, "name", str), devices(reply["pvlist"]))
 
 
 @dataclass(frozen=True)
