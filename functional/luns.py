@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,9 @@ class Luns:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._names = Path("/dev") / f"vdsm-storage-luns-{directory.name}"
+        self.directory = directory
+        number = zlib.crc32(os.fsencode(directory))
+        self._names = Path(f"/dev/vdsm-storage-luns-{number:08x}")
         self._names.mkdir()
         self.pattern = f"{self._names}/*"
         self.paths: list[str] = []
@@ -32,7 +34,7 @@ class Luns:
         self.bare.devices = self.paths
 
     def make(self, guid: str, size: int = 20 * GIB) -> str:
-        file = self._directory / guid
+        file = self.directory / guid
         with file.open("wb") as new:
             new.truncate(size)
         argv = ["losetup", "--find", "--show", str(file)]
@@ -63,7 +65,7 @@ class Luns:
 
     def text(self, name: str) -> str:
         """The metadata as text, as `vgcfgbackup` writes it."""
-        path = self._directory / f"{name}.text"
+        path = self.directory / f"{name}.text"
         self.bare.run("vgcfgbackup", "--file", str(path), name)
         return path.read_text()
 
