@@ -103,10 +103,15 @@ class CachedGroup:
                     self._known = None
             raise self._unexpected("it changes faster than it can be read")
 
-    def devices(self) -> Mapping[str, str]:
-        """PV uuid -> device path; without those that are not there.  Raises as `read` does."""
+    def devices(self, group: VolumeGroup | None = None) -> Mapping[str, str]:
+        """PV uuid -> device path; without those that are not there.  Raises as `read` does.
+
+        With `group`, which `read` gave a moment ago, it is not looked at the storage again.
+        """
         with self._lock:
-            found, known = self._look()
+            found, known = self._found, self._known
+            if self._stale or found is None or known is None or known.group is not group:
+                found, known = self._look()
             return found.places.devices(pv.uuid for pv in known.group.pvs.values())
 
     def holders(self) -> Sequence[Label]:

@@ -55,7 +55,7 @@ class Metadata(Protocol):
 
     def text(self) -> tuple[bytes, VolumeGroup]: ...
 
-    def devices(self) -> Mapping[str, str]: ...
+    def devices(self, group: VolumeGroup | None = None) -> Mapping[str, str]: ...
 
     def holders(self) -> Sequence[Label]: ...
 
@@ -115,7 +115,7 @@ class Group:
         """
         if group.exported:
             raise UnexpectedVolumeGroupMetadata(vg=self.name, reason="it is exported")
-        devices = self.devices()
+        devices = self.metadata.devices(group)
         missing = [pv for pv in group.pvs.values() if pv.uuid not in devices]
         if missing:
             self.forget()

@@ -58,7 +58,7 @@ class ExtendVolume:
             if not self._grow(op, store, metadata, size):
                 return
             op.step(GROWN, abortable=False)
-            capacity = self._recorded(store, image, volume, size)
+            capacity = self._recorded(store, image, volume, metadata, size)
             store.save(image, volume, metadata.with_(capacity=capacity))
             op.step(SAVED, abortable=False)
 
@@ -121,7 +121,7 @@ class ExtendVolume:
             metadata = store.load(image, volume)
             actual = self._actual(store, image, volume)
             if actual >= size:
-                capacity = self._recorded(store, image, volume, size)
+                capacity = self._recorded(store, image, volume, metadata, size)
                 store.save(image, volume, metadata.with_(capacity=capacity))
                 return True
             if metadata.format == md.RAW and not store.is_block and actual > metadata.capacity:
@@ -129,9 +129,10 @@ class ExtendVolume:
         return False
 
     @staticmethod
-    def _recorded(store: Store, image: str, volume: str, size: int) -> int:
+    def _recorded(
+        store: Store, image: str, volume: str, metadata: VolumeMetadata, size: int
+    ) -> int:
         """A raw volume on a device has all of the device, as when it is made."""
-        metadata = store.load(image, volume)
         if metadata.format == md.RAW and store.is_block:
             return store.sizes(image, volume).apparent
         return size
