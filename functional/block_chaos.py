@@ -14,7 +14,8 @@ from typing import Final
 from functional.block_hosts import Cluster, Host
 from vdsm_storage.rpc.client import RemoteError
 
-LIFE: Final = (3.0, 10.0)  # seconds that an agent has
+LIFE: Final = (4.0, 12.0)  # seconds that an agent has
+ARMED_LIFE: Final = 15.0  # that one has which is armed to die, and does not
 PAUSE: Final = (1.0, 6.0)  # seconds that one is stopped; its sanlock goes on
 POLL: Final = 0.1
 
@@ -22,14 +23,15 @@ POLL: Final = 0.1
 class Keeper:
     """Ends the life of a host's agent in many ways, and starts the next one.
 
-    `points` are crash points: most agents are armed to die at one of them.
+    `points` are crash points: most agents are armed to die at one of them, at those first at which
+    none has died yet.
     """
 
     def __init__(self, cluster: Cluster, host: Host, points: Sequence[str], seed: int) -> None:
         self._cluster = cluster
         self._host = host
         self._chance = random.Random(seed)
-        self._points = list(points)
+        self._points = self._chance.sample(points, len(points))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"keeper {host.id}")
         self.deaths: Counter[str] = Counter()
@@ -55,27 +57,30 @@ class Keeper:
             raise
 
     def _life(self) -> None:
-        how = self._chance.choices(("point", "kill", "host", "pause"), (8, 2, 1, 2))[0]
-        point = f"{self._chance.choice(self._points)}:{self._chance.randint(1, 4)}"
-        if self._host.agent.alive() and how == "pause" and self._host.up.is_set():
+        how = self._chance.choices(("point", "kill", "host", "pause"), (10, 2, 1, 2))[0]
+        if how == "pause" and self._host.up.is_set():
             self._wait(self._chance.uniform(*LIFE))
             self._pause()
             return
-        if not self._revive(point if how == "point" else ""):
+        point = self._points[0] if how == "point" else ""
+        if not self._revive(point):
             return
-        self._wait(self._chance.uniform(*LIFE))
+        self._wait(ARMED_LIFE if point else self._chance.uniform(*LIFE))
+        if self._stop.is_set():
+            return
+        self._host.up.clear()
         if not self._host.agent.alive():
-            self._host.up.clear()
             self._host.agent.wait_dead()
-            self.deaths[point.rpartition(":")[0]] += 1
+            self._points.append(self._points.pop(0))
+            self.deaths[point] += 1
         elif how == "host":
-            self._host.up.clear()
             self._host.agent.kill_host()
             self.deaths["host"] += 1
         else:
-            self._host.up.clear()
             self._host.agent.kill()
             self.deaths["kill"] += 1
+            if point:  # it is not reached any time soon
+                self._points.insert(5, self._points.pop(0))
 
     def _revive(self, point: str) -> bool:
         """False when it died before it was well."""

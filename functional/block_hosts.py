@@ -185,4 +185,4 @@ def wait_for(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> 
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)

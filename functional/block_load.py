@@ -69,8 +69,7 @@ class Book:
         self._unsure_leases: set[str] = set()
         self.describing = threading.Lock()
         self.descriptions: set[str] = {"stress"}  # what the domain's may be
-        self.done: Counter[str] = Counter()
-        self.answers: Counter[tuple[str, int]] = Counter()
+        self.answers: Counter[tuple[int, str, int]] = Counter()  # host, verb, code
         self.problems: list[str] = []
 
     @contextmanager
@@ -116,11 +115,24 @@ class Book:
     def disks(self) -> int:
         return len(self._free)
 
-    def counted(self, what: str, code: int) -> None:
+    def counted(self, host: int, verb: str, code: int) -> None:
         with self._lock:
-            self.answers[what, code] += 1
+            self.answers[host, verb, code] += 1
+
+    def done(self) -> Counter[str]:
+        """Changes that were answered as done, by their verbs."""
+        found: Counter[str] = Counter()
+        for (_, verb, code), count in self.answers.items():
             if code == 0:
-                self.done[what] += 1
+                found[verb] += count
+        return found
+
+    def by_host(self) -> dict[int, Counter[int]]:
+        """Hosts, and how often they answered what."""
+        found: dict[int, Counter[int]] = {}
+        for (host, _, code), count in sorted(self.answers.items()):
+            found.setdefault(host, Counter())[code] += count
+        return found
 
     def expected(self) -> Expected:
         """While nobody changes anything."""
@@ -180,14 +192,14 @@ class Worker:
     def _change(self) -> Callable[[], None]:
         many = self._book.disks > FULL
         choices: dict[Callable[[], None], int] = {
-            self.create: 6 if many else 14,
-            self.snapshot: 4,
+            self.create: 6 if many else 12,
+            self.snapshot: 7,
             self.extend: 8,
-            self.describe: 6,
-            self.delete_leaf: 3,
+            self.describe: 5,
+            self.delete_leaf: 6,
             self.delete_disk: 10 if many else 5,
-            self.create_lease: 2,
-            self.delete_lease: 2,
+            self.create_lease: 3,
+            self.delete_lease: 3,
             self.describe_domain: 1,
         }
         return self._chance.choices(list(choices), list(choices.values()))[0]
@@ -201,12 +213,12 @@ class Worker:
                 self._host.call(verb, **params)
                 code = 0
         except NoResponse:
-            self._book.counted(verb, -1)
+            self._book.counted(self._host.id, verb, -1)
             self._host.up.clear()  # until somebody has looked after it
             return Outcome.UNKNOWN
         except RemoteError as error:
             code, message = error.code, error.message
-        self._book.counted(verb, code)
+        self._book.counted(self._host.id, verb, code)
         if code == 0:
             return Outcome.DONE
         if code in BUSY:
