@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from vdsm_storage.base.units import MIB
 from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import AcquireLockFailure, SpmStatusError
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
+from vdsm_storage.leases import cluster_lock
 from vdsm_storage.leases.cluster_lock import CountedLock, SanlockClusterLock
 from vdsm_storage.leases.local_lock import FileLock
 from vdsm_storage.leases.lockspace import Lockspace
@@ -210,3 +212,93 @@ def test_a_daemon_is_found_again_and_ends(tmp_path: Path) -> None:
     os.kill(first.pid() or 0, signal.SIGKILL)
     first.stop()
     assert first.pid() is None
+
+
+# -- turns of hosts ------------------------------------------------------------------------------
+
+
+class Switch:
+    """A backend of its own that tells when it is taken and given back."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, float]] = []
+
+    def acquire(self, timeout: float) -> None:
+        self.log.append(("taken", time.monotonic()))
+
+    def release(self) -> None:
+        self.log.append(("given back", time.monotonic()))
+
+    def lost(self) -> AcquireLockFailure:
+        raise NotImplementedError
+
+    def fresh(self) -> bool:
+        return True
+
+
+def chain(lock: CountedLock, seconds: float) -> list[threading.Thread]:
+    """Two threads that take turns without a gap between them; they have begun."""
+    end = time.monotonic() + seconds
+    begun = threading.Barrier(3)
+
+    def work(first: float) -> None:
+        begun.wait()
+        time.sleep(first)
+        while time.monotonic() < end:
+            with lock.held(10):
+                time.sleep(0.1)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0.0, 0.05)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    return threads
+
+
+def test_operations_in_a_chain_let_other_hosts_have_it() -> None:
+    """The lease goes back after the turn, and is left alone for a moment."""
+    switch = Switch()
+    for thread in chain(CountedLock(DOMAIN, switch, SystemClock(), turn=0.5), 2.0):
+        thread.join()
+    gaps = [
+        taken - given
+        for (what, given), (_, taken) in itertools.pairwise(switch.log)
+        if what == "given back"
+    ]
+    assert len(gaps) >= 2
+    assert min(gaps) > 0.15
+
+
+def test_a_manager_keeps_it() -> None:
+    switch = Switch()
+    lock = CountedLock(DOMAIN, switch, SystemClock(), turn=0.2)
+    lock.acquire(1)
+    for thread in chain(lock, 1.0):
+        thread.join()
+    assert [what for what, _ in switch.log] == ["taken"]
+    lock.release()
+
+
+def test_one_that_takes_very_long_keeps_nobody_of_its_host_waiting() -> None:
+    """After a while the others go on with it.  It may hold it twice itself."""
+    lock = CountedLock(DOMAIN, Switch(), SystemClock(), turn=0.2)
+    ended = threading.Event()
+
+    def work() -> None:
+        with lock.held(1):
+            time.sleep(0.4)
+            with lock.held(0):  # without waiting
+                ended.wait(20)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    with pytest.raises(SpmStatusError, match="another operation here"), lock.held(0.2):
+        pass
+    with lock.held(10):
+        assert time.monotonic() - began < cluster_lock.GRACE + 1
+    ended.set()
+    thread.join()
+    with lock.held(0):
+        pass

@@ -7,15 +7,20 @@ writes.
 
 Counted: the first holder in this process takes the lease, the last gives it back, and whoever
 comes between joins without I/O.  While one thread talks to sanlock the others wait for it.
+
+Operations that follow each other closely would keep the lease from the other hosts for ever.  So
+after a while nobody joins any more until it has been given back, and left alone for a moment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.errors import (
@@ -29,6 +34,12 @@ from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.model import LeaseSpec, LeaseState
 
 log = logging.getLogger("leases")
+
+TURN: Final = 2.0  # seconds that operations of one host may take turns
+# Seconds that others of this host then wait for those that go on; one may take very long.
+GRACE: Final = 3.0
+# Seconds that the lease is left alone then: other hosts look for it about every 50 ms.
+PAUSE: Final = 0.2
 
 
 class _Backend(Protocol):
@@ -45,15 +56,21 @@ class _Backend(Protocol):
 
 
 class CountedLock:
-    """Counts the holds of `backend` within this process."""
+    """Counts the holds of `backend` within this process, which has its turn for `turn` seconds."""
 
-    def __init__(self, domain: str, backend: _Backend, clock: Clock) -> None:
+    def __init__(
+        self, domain: str, backend: _Backend, clock: Clock, turn: float = math.inf
+    ) -> None:
         self._domain = domain
         self._backend = backend
         self._clock = clock
+        self._turn = turn
         self._changed = threading.Condition()
         self._count = 0  # holds in all
         self._kept = 0  # those of acquire(), without an operation behind them
+        self._holders: Counter[int] = Counter()  # the other ones, by thread
+        self._since = 0.0  # when it was taken
+        self._yielding = False  # somebody waits for the end of this turn
         self._lost = False
         self._busy = False  # a thread is acquiring or releasing
 
@@ -64,6 +81,7 @@ class CountedLock:
             yield
         finally:
             with self._changed:
+                self._holders[threading.get_ident()] -= 1
                 last = self._leave()
             if last:
                 self._give_back()
@@ -71,6 +89,7 @@ class CountedLock:
     def acquire(self, timeout: float) -> None:
         self._enter(timeout)
         with self._changed:
+            self._holders[threading.get_ident()] -= 1
             self._kept += 1
 
     def release(self) -> None:
@@ -96,33 +115,60 @@ class CountedLock:
             self._kept = 0
             last = self._count == 0
             self._busy = last
+            self._changed.notify_all()
         if last:
             self._give_back()
 
     def _enter(self, timeout: float) -> None:
         deadline = Deadline(self._clock, timeout)
         with self._changed:
-            while self._busy:
+            while True:
+                if self._lost and not self._busy:
+                    raise self._backend.lost()
+                wait = math.inf if self._busy else self._others_turn()
+                if not wait:
+                    break
                 if deadline.passed():
                     raise SpmStatusError(
                         domain=self._domain, owner="another operation here", seconds=timeout
                     )
-                self._changed.wait(deadline.left())
-            if self._lost:
-                raise self._backend.lost()
+                self._changed.wait(min(wait, deadline.left()))
+            self._holders[threading.get_ident()] += 1
             if self._count:
                 self._count += 1
                 return
             self._busy = True
+            pause, self._yielding = PAUSE * self._yielding, False
+        self._take(deadline, pause)
+
+    def _take(self, deadline: Deadline, pause: float) -> None:
+        """The first hold; called with `_busy` set, and not with `_changed`."""
         taken = False
         try:
+            if pause:
+                self._clock.wait(threading.Event(), min(pause, deadline.left()))
             self._backend.acquire(deadline.left())
             taken = True
         finally:
             with self._changed:
                 self._busy = False
                 self._count = int(taken)
+                self._holders[threading.get_ident()] -= not taken
+                self._since = self._clock.monotonic()
                 self._changed.notify_all()
+
+    def _others_turn(self) -> float:
+        """Seconds that this thread must not join, because the turn of this host is over.
+
+        Who holds it already may hold it once more, and a manager keeps it in any case.
+        """
+        if not self._count or self._kept or self._holders[threading.get_ident()]:
+            return 0.0
+        over = self._clock.monotonic() - self._since - self._turn
+        if not 0.0 <= over < GRACE:
+            return 0.0
+        self._yielding = True
+        return GRACE - over
 
     def _leave(self) -> bool:
         """Take one hold off; True: the caller gives the lock back.  Called with `_changed`."""
@@ -197,7 +243,7 @@ class SanlockClusterLock(CountedLock):
     """Fulfils leases.model.ClusterLock with the lease `spec` (resource SDM of the domain)."""
 
     def __init__(self, leases: Leases, spec: LeaseSpec, clock: Clock) -> None:
-        super().__init__(spec.lockspace, _SanlockBackend(leases, spec), clock)
+        super().__init__(spec.lockspace, _SanlockBackend(leases, spec), clock, TURN)
         self._leases = leases
         self.spec = spec
         leases.lost.watch(spec.lockspace, self)
