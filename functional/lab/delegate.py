@@ -146,6 +146,8 @@ class Delegate:
             parts.append(f"-- pytest in the guest\n{self._run.output[-4000:]}")
         if self._guest is not None:
             parts.append(f"-- console\n{self._guest.console()}")
+            with contextlib.suppress(LabError):
+                parts.append(f"-- processes\n{_processes(self._guest)}")
         return "\n".join(parts)
 
 
@@ -159,6 +161,12 @@ def hand_over(item: pytest.Item) -> None:
 
 def _tests_of_file(item: pytest.Item) -> list[str]:
     return [other.nodeid for other in item.session.items if other.path == item.path]
+
+
+def _processes(guest: Guest) -> str:
+    """Where each waits in the kernel; without the kernel's own threads, unless they hang."""
+    rows = guest.run("ps", "-eo", "pid,stat,wchan:24,args", timeout=30).out.splitlines()
+    return "\n".join(row for row in rows if " [" not in row or " D" in row)
 
 
 def _failure(item: pytest.Item, why: str) -> pytest.TestReport:

@@ -276,7 +276,7 @@ def _forwards(ports: Mapping[int, int]) -> list[str]:
     rules = ",".join(f"hostfwd=tcp:127.0.0.1:{ours}-:{port}" for port, ours in ports.items())
     return [
         *("-netdev", f"user,id=forward,restrict=on,{rules}"),
-        *("-device", "virtio-net-pci,netdev=forward"),
+        *("-device", "virtio-net-pci,romfile=,netdev=forward"),
     ]
 
 
@@ -284,7 +284,7 @@ def _cluster_port(fd: int, address: str) -> list[str]:
     last = int(address.partition("/")[0].rpartition(".")[2])
     return [
         *("-netdev", f"socket,id=cluster,fd={fd}"),
-        *("-device", f"virtio-net-pci,netdev=cluster,mac=52:54:00:77:00:{last:02x}"),
+        *("-device", f"virtio-net-pci,romfile=,netdev=cluster,mac=52:54:00:77:00:{last:02x}"),
     ]
 
 
