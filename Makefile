@@ -30,7 +30,7 @@ test: lint ## everything that continuous integration runs
 	@scripts/run-tests -n $(WORKERS) $(TESTS)
 
 lab: venv ## the tests that need device-mapper or several hosts, in guests (functional/lab)
-	@scripts/run-tests -n $(WORKERS) functional/lab_tests functional/test_cluster.py
+	@scripts/run-tests -n $(WORKERS) functional/lab_tests $(wildcard functional/test_lab.py functional/test_cluster*.py)
 
 bench: venv ## every promise that is measured; fails when one is not kept
 	@failed=; for script in $$(grep -l __main__ benchmarks/*.py); do \
