@@ -210,12 +210,13 @@ class BlockStore:
                 self.unmake(tags.image, volume)
 
     def publish(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
-        tags = self._table.tags(volume)
+        group, index = self._table.read()
+        tags = index.tags(volume)
         if tags is None or tags.image != image:
             raise self._missing(image, volume)
         self._table.write_slot(volume, tags, metadata)
         add = (names.parent_tag(metadata.parent),)
-        marks = (names.INITIALIZING, *names.owner_tags(self._table.read()[0].lvs[volume]))
+        marks = (names.INITIALIZING, *names.owner_tags(group.lvs[volume]))
         self._group.apply(RetagLv(volume, add, marks))
 
     def unpublish(self, image: str, volume: str) -> None:
@@ -323,6 +324,11 @@ class BlockStore:
 
     def release(self, image: str, volumes: Sequence[str]) -> None:
         self.active.release(_check(image), volumes)
+
+    def evict(self, image: str, volumes: Sequence[str]) -> None:
+        _, index = self._table.read()
+        tagged = ((volume, index.tags(volume)) for volume in volumes)
+        self.active.drop([v for v, tags in tagged if tags is not None and tags.image == image])
 
     def refresh(self, image: str, volume: str) -> None:
         self.active.refresh([volume])

@@ -356,6 +356,9 @@ class FileStore:
     def release(self, image: str, volumes: Sequence[str]) -> None:
         """Nothing to do for files."""
 
+    def evict(self, image: str, volumes: Sequence[str]) -> None:
+        """Nothing to do for files."""
+
     def refresh(self, image: str, volume: str) -> None:
         self.activate(image, [volume])
 

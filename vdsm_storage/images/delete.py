@@ -97,6 +97,7 @@ class DeleteVolumes:
         with self._shop.images(op.params["domain"], image) as store:
             with self._shop.domain(store):
                 check_volumes(store, image, volumes, force=op.params.get("force", False))
+                store.evict(image, volumes)
                 op.record(parents=parents_of(store, image, volumes))
                 op.step(RECORDED)
                 self._delete(op, store)
@@ -159,6 +160,7 @@ class DeleteImage:
         domain, image = op.params["domain"], op.params["image"]
         with self._shop.changing(domain, image) as store:
             check_image(store, image)
+            store.evict(image, store.volumes(image))
             store.mark_removed(image, bool(op.params.get("zero")))
             op.step(MARKED, abortable=False)
         store.purge(image, bool(op.params.get("discard")), op.progress)

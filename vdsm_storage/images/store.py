@@ -195,5 +195,13 @@ class Store(Protocol):
 
     def release(self, image: str, volumes: Sequence[str]) -> None: ...
 
+    def evict(self, image: str, volumes: Sequence[str]) -> None:
+        """Take volumes that are to be deleted out of use on this host, prepared or not; those of
+        the image itself, not its template.
+
+        Raises CannotRemoveLogicalVolume (551) for one that an operation or a guest has open
+        (block; a file can be deleted while it is open).
+        """
+
     def refresh(self, image: str, volume: str) -> None:
         """See the volume's present size on this host, if it is usable here."""
