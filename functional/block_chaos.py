@@ -90,7 +90,8 @@ class Keeper:
             if self._host.agent.alive():
                 raise
             self._host.agent.wait_dead()
-            self.deaths["while it recovered"] += 1
+            self._points.append(self._points.pop(0))
+            self.deaths[f"{point} while it recovered"] += 1
             return False
         return True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -29,7 +29,7 @@ from functional.block_hosts import (
     Host,
     new_id,
 )
-from functional.checker.check import Expected, Promised
+from functional.checker.check import Expected, Findings, Promised, Volume
 from vdsm_storage.rpc.client import NoResponse, RemoteError
 
 FULL: Final = 250  # disks from which on more are deleted than made
@@ -144,22 +144,35 @@ class Book:
             set(self.descriptions),
         )  # fmt: skip
 
-    def resolve(self, volumes: Iterable[str], leases: Iterable[str]) -> list[str]:
-        """Somebody has looked: these are there.  Returns disks of which only a part is gone."""
-        there, broken = set(volumes), []
+    def resolve(self, found: Findings) -> list[str]:
+        """Somebody has looked: nothing is in doubt any more.  Returns disks of which only a part is
+        gone."""
+        broken = []
         for disk in self._doubtful.values():
             asked = self._unsure & disk.volumes.keys()
-            kept = asked & there
+            kept = asked & found.volumes.keys()
             if kept and kept != asked:
                 broken.append(f"of {sorted(asked)} only {sorted(kept)} are there")
-            disk.volumes = {v: p for v, p in disk.volumes.items() if v not in asked or v in there}
+            disk.volumes = {
+                name: as_found(promised, found.volumes[name])
+                for name, promised in disk.volumes.items()
+                if name in found.volumes
+            }
         back, self._doubtful = list(self._doubtful.values()), {}
         self._unsure.clear()
         for disk in back:
             self.put(disk)
-        self._leases |= self._unsure_leases & set(leases)
+        self._leases |= self._unsure_leases & found.leases.keys()
         self._unsure_leases.clear()
         return broken
+
+
+def as_found(promised: Promised, volume: Volume) -> Promised:
+    """It may have been extended, or described anew."""
+    values = volume.values
+    if not values:
+        return promised
+    return replace(promised, capacity=int(values["CAP"]), description=values["DESCRIPTION"])
 
 
 class Worker:

@@ -39,9 +39,8 @@ from functional.block_hosts import (
     wait_for,
 )
 from functional.block_load import Book, Disk, Worker
-from functional.checker.check import Promised, check
+from functional.checker.check import Promised, inspect
 from functional.checker.group import read_group
-from functional.checker.leases import Reader, external
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
 from vdsm_storage import config
@@ -106,12 +105,8 @@ def book() -> Book:
 
 def look(cluster: Cluster, book: Book) -> list[str]:
     """What is wrong, with nothing going on; what was in doubt is known afterwards."""
-    problems = check(cluster.luns, cluster.domain, book.expected())
-    wrong: list[str] = []
-    group = read_group(cluster.luns, cluster.domain, wrong)
-    assert group is not None, wrong
-    leases, _ = external(group, cluster.domain, Reader(group, cluster.domain))
-    return problems + book.resolve(group.lvs, leases)
+    found = inspect(cluster.luns, cluster.domain, book.expected())
+    return found.problems + book.resolve(found)
 
 
 def work(cluster: Cluster, book: Book, seconds: float, seed: int, points: list[str]) -> list[str]:

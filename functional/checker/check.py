@@ -68,7 +68,16 @@ class Volume:
     slot: int
     size: int
     marked: bool = False
-    values: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)  # of its metadata, if they are sound
+
+
+@dataclass
+class Findings:
+    """What a domain holds, as far as it can be read, and what is wrong with it."""
+
+    problems: list[str] = field(default_factory=list)
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    leases: dict[str, int] = field(default_factory=dict)  # external ones, by their offsets
 
 
 def check(
@@ -78,32 +87,44 @@ def check(
     allow: Collection[str] = frozenset(),
 ) -> list[str]:
     """What is wrong, in words; `allow`ed are HALF_MADE volumes and such that are MARKED."""
-    problems: list[str] = []
+    return inspect(devices, sd_id, expected, allow).problems
+
+
+def inspect(
+    devices: Sequence[str],
+    sd_id: str,
+    expected: Expected | None = None,
+    allow: Collection[str] = frozenset(),
+) -> Findings:
+    """The same, and what is there."""
+    found = Findings()
+    problems = found.problems
     group = read_group(devices, sd_id, problems)
     if group is None:
-        return problems
+        return found
     values = tags.values_of(group, problems)
     problems += tags.check(group, values, sd_id)
     version = int(values["VERSION"]) if re.fullmatch("[2345]", values.get("VERSION", "")) else 5
     try:
         problems += _special(group, version)
-        volumes = {v.name: v for v in _volumes(group, version, problems, allow)}
-        _read_slots(group, version, sd_id, volumes, problems)
-        problems += _chains(volumes)
+        found.volumes = {v.name: v for v in _volumes(group, version, problems, allow)}
+        _read_slots(group, version, sd_id, found.volumes, problems)
+        problems += _chains(found.volumes)
         reader = leases.Reader(group, sd_id)
-        problems += _leases(reader, volumes)
-        found, wrong = leases.external(group, sd_id, reader) if version >= 4 else ({}, [])
-        problems += wrong
-        problems += _headers(group, volumes)
+        problems += _leases(reader, found.volumes)
+        if version >= 4:
+            found.leases, wrong = leases.external(group, sd_id, reader)
+            problems += wrong
+        problems += _headers(group, found.volumes)
     except (BadTextError, KeyError, struct.error) as error:
         problems.append(f"the check could not go on: {error!r}")
-        return problems
+        return found
     if expected is not None:
-        problems += _lost(expected, volumes, found)
+        problems += _lost(expected, found.volumes, found.leases)
         description = values.get("DESCRIPTION", "")
         if expected.descriptions and description not in expected.descriptions:
             problems.append(f"the domain is called {description!r}, not {expected.descriptions}")
-    return problems
+    return found
 
 
 def _special(group: Group, version: int) -> Iterator[str]:
