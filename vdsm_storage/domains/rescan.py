@@ -23,7 +23,7 @@ from vdsm_storage.host.scsi import Disk
 
 SCAN: Final = 30.0  # seconds that a SCSI host may take
 SETTLE: Final = 5.0  # seconds for udev
-APPEAR: Final = 20.0  # seconds for all devices to be there; 2 or 3 are usual
+APPEAR: Final = 30.0  # seconds for all devices to be there; 2 or 3 are usual
 QUIET: Final = 2.0  # seconds of nothing to do after which no more devices are expected
 _POLL: Final = 0.2
 
@@ -70,11 +70,11 @@ class Rescan:
 
         Raises MultipathSetupError (467) when there is nobody who makes maps.
         """
-        deadline, nothing = Deadline(self._clock, APPEAR), threading.Event()
-        udev.settle(SETTLE)
+        deadline = Deadline(self._clock, APPEAR)
+        settled = udev.settle(SETTLE)
         quiet: Deadline | None = None
         while missing := self._without_map():
-            if not self._multipath.is_idle():
+            if not (settled and self._multipath.is_idle()):
                 quiet = None
             elif quiet is None:
                 quiet = Deadline(self._clock, QUIET)
@@ -85,7 +85,8 @@ class Rescan:
                 if is_over:
                     self._left_alone = frozenset(map(_identity, missing)) | self._left_alone
                 return
-            self._clock.wait(nothing, _POLL)
+            self._clock.wait(threading.Event(), _POLL)
+            settled = udev.settle(1.0)
         udev.settle(SETTLE)
 
     # -- inside ------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from vdsm_storage.host.kernel_files import KernelFiles
 
 # iscsiadm's exit codes (iscsiadm(8), EXIT STATUS).
 SESSION_EXISTS: Final = 15
+FATAL_LOGIN: Final = 19
 NOTHING_FOUND: Final = 21
 AUTHORISATION: Final = 24
 
@@ -91,24 +92,38 @@ class Iscsi:
         """
         portal = portal_text(address, port)
         database = ["-m", "discoverydb", "-t", "sendtargets", "-p", portal]
-        ask = [*database, "-I", DEFAULT, "-o", "nonpersistent", "--discover"]
         try:
-            if not chap.user:
-                return parse_targets(self._iscsiadm(ask, self._timeout))
-            names = ("send_targets", f"{address},{port}", "st_config")
-            before = self._text(names)
-            self._iscsiadm([*database, "-o", "new"], _SHORT)
-            try:
-                self._fill(names, _discovery_values(chap, self._timeout))
-                return parse_targets(self._iscsiadm(ask, self._timeout))
-            finally:
-                self._restore(names, before, database)
+            if chap.user:
+                try:
+                    names = ("send_targets", f"{address},{port}", "st_config")
+                    return self._discover_with(chap, names, database)
+                except IscsiadmError as error:
+                    # A portal that asks for a password at the login only cannot be made to take
+                    # one here.
+                    if error.code != FATAL_LOGIN:
+                        raise
+            return self._discover(database)
         except IscsiadmError as error:
             if error.code == AUTHORISATION:
                 raise IscsiAuthFailed(target="discovery", portal=portal) from error
             raise IscsiDiscoveryFailed(portal=portal, reason=error.reason) from error
         except OSError as error:
             raise IscsiDiscoveryFailed(portal=portal, reason=error) from error
+
+    def _discover(self, database: Sequence[str]) -> list[str]:
+        ask = [*database, "-I", DEFAULT, "-o", "nonpersistent", "--discover"]
+        return parse_targets(self._iscsiadm(ask, self._timeout))
+
+    def _discover_with(
+        self, chap: Chap, names: Sequence[str], database: Sequence[str]
+    ) -> list[str]:
+        before = self._text(names)
+        self._iscsiadm([*database, "-o", "new"], _SHORT)
+        try:
+            self._fill(names, _discovery_values(chap, self._timeout))
+            return self._discover(database)
+        finally:
+            self._restore(names, before, database)
 
     def _restore(self, names: Sequence[str], before: str, database: Sequence[str]) -> None:
         """The password does not stay; a record that somebody else made does."""

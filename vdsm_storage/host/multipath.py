@@ -107,10 +107,9 @@ class Multipath:
         slaves = self._files.names(f"{BLOCK}/{kernel}/slaves")
         devices = {self._files.text(f"{BLOCK}/{slave}/dev"): slave for slave in slaves}
         states = self._states(name)
-        known = [number for number in states if number in devices]
-        # A map that is being made, or whose states cannot be told, has paths that do not work yet.
-        rest = [number for number in devices if number not in states]
-        paths = [Path(devices[n], n, states.get(n, False)) for n in (*known, *rest)]
+        # What is not known, in a map that is being made, does not work yet.
+        order = [number for number in states if number in devices] or list(devices)
+        paths = [Path(devices[number], number, states.get(number, False)) for number in order]
         return Map(name, kernel, tuple(paths))
 
     def _states(self, name: str) -> dict[str, bool]:
