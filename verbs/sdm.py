@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vdsm_storage.errors import UnsupportedOperation
+from vdsm_storage.errors import InvalidParams, UnsupportedOperation
 from vdsm_storage.images import bitmaps, sparsify, update
 from vdsm_storage.images.copy import CopyRequest
 from vdsm_storage.images.copy_external import ExternalCopyRequest
@@ -113,7 +113,12 @@ def _bitmaps(ctx: Context, kind: str, job_id: str, vol_info: Div, bitmap: str | 
 
 
 def move_domain_device(ctx: Context, job_id: str, move_params: Mapping[str, Any]) -> None:
-    domain, source = move_params["sd_id"], move_params["src_guid"]
+    """Engines call the device `src_guid`, the published schema `guid`."""
+    domain, source = move_params["sd_id"], move_params.get("src_guid") or move_params.get("guid")
+    if not source:
+        raise InvalidParams(
+            method="SDM.move_domain_device", parameter="move_params.src_guid", reason="is missing"
+        )
     ctx.services.storage.growth.start_move(job_id, domain, source, move_params.get("dst_guids"))
 
 
