@@ -48,7 +48,7 @@ lvm writes (lib/format_text/export.c; no indentation on disk, "\\n" alone betwee
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -116,8 +116,12 @@ def _volumes(text: bytes, plan: Plan, stamp: Stamp) -> list[_Edit]:
     edits: list[_Edit] = []
     created: list[bytes] = []
     section = text.find(_SECTION)
-    places = _places(text, section)
-    for old, new in plan.differences():
+    changes = list(plan.differences())
+    named = [old for old, _ in changes if old is not None]
+    if plan.before.lvs:
+        named.append(_last(plan))
+    places = _places(text, section, named)
+    for old, new in changes:
         if old is not None and new is not None and old.uuid == new.uuid:
             edits += _altered(text, places, old, new)
             continue
@@ -134,20 +138,26 @@ def _volumes(text: bytes, plan: Plan, stamp: Stamp) -> list[_Edit]:
     return edits
 
 
-def _places(text: bytes, section: int) -> dict[str, int]:
-    """Where the volumes begin, by their ids, at the line end before the name.
+def _places(text: bytes, section: int, lvs: Iterable[LogicalVolume]) -> dict[str, int]:
+    """Where those volumes begin, by their ids, at the line end before the name.
 
     No other section has an id and stands behind the section's begin.
     """
+    wanted = {(lv.name.encode(), lv.uuid.encode()): lv.uuid for lv in lvs}
     found: dict[str, int] = {}
     if section >= 0:
         for match in _BEGIN.finditer(text, section + len(_SECTION) - 1):
-            name, uuid = match.groups()
-            key = f"{name.decode('latin-1')} {uuid.decode('latin-1')}"
-            if key in found:
-                raise NotEditable(f"two volumes have the id {key}")
-            found[key] = match.start()
+            uuid = wanted.get((match[1], match[2]))
+            if uuid in found:
+                raise NotEditable(f"two volumes have the id {uuid}")
+            if uuid is not None:
+                found[uuid] = match.start()
     return found
+
+
+def _last(plan: Plan) -> LogicalVolume:
+    *_, last = plan.before.lvs.values()
+    return last
 
 
 def _altered(
@@ -196,7 +206,7 @@ def _retag(text: bytes, start: int, end: int, tags: Sequence[str]) -> _Edit:
 
 def _block(text: bytes, places: Mapping[str, int], lv: LogicalVolume) -> tuple[int, int]:
     """Where a volume stands in the text, from the empty line before it to its last line end."""
-    start = places.get(f"{lv.name} {lv.uuid}")
+    start = places.get(lv.uuid)
     if start is None:
         raise NotEditable(f"volume {lv.name} is not found")
     end = _closing(text, start) + 2
@@ -208,8 +218,7 @@ def _block(text: bytes, places: Mapping[str, int], lv: LogicalVolume) -> tuple[i
 def _end_of_volumes(text: bytes, section: int, places: Mapping[str, int], plan: Plan) -> int:
     """Behind the last volume, or where the section of volumes is to stand."""
     if section >= 0:
-        *_, last = plan.before.lvs.values()
-        return _block(text, places, last)[1]
+        return _block(text, places, _last(plan))[1]
     pvs = text.find(b"\nphysical_volumes {\n")
     at = _closing(text, pvs) + 2 if pvs >= 0 else -1
     if at < 0 or text[at - 2 : at] != b"}\n":

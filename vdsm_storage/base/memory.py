@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-LARGE: Final = 1024 * 1024  # bytes; what the wire reads and writes at once is smaller
+LARGE: Final = 128 * 1024  # bytes; what the wire reads at once is smaller
 HEAPS: Final = 2
 _TRIM_THRESHOLD: Final = -1  # mallopt(3), malloc.h
 _MMAP_THRESHOLD: Final = -3
