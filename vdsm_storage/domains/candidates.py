@@ -59,10 +59,6 @@ class Candidates:
                 return candidate.path
         raise InaccessiblePhysDev(devices=guid)
 
-    def covers(self, kernel: str) -> bool:
-        """Whether a disk is used as it is, without a map."""
-        return any(one.kernel == kernel and not one.is_map for one in self.all())
-
 
 def kernel_name(path: str) -> str:
     """The kernel's name of a block device; "" for what is none."""

@@ -97,13 +97,14 @@ class Rescan:
         return found | set(self._scsi.fc_hosts())
 
     def _without_map(self) -> list[Disk]:
+        plain = {one.kernel for one in self._candidates.all() if not one.is_map}
         return [
             disk
             for disk in self._scsi.san_disks()
             if disk.is_running
+            and disk.name not in plain
             and _identity(disk) not in self._left_alone
             and self._multipath.map_of(disk.name) is None
-            and not self._candidates.covers(disk.name)
         ]
 
     def _disks_of(self, guids: Collection[str]) -> list[Disk]:
