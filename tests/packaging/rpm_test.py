@@ -60,6 +60,7 @@ def test_rpm_carries_all_that_a_host_needs(rpm: Path) -> None:
         "/usr/lib/udev/rules.d/60-vdsm-storage.rules",
         "/etc/vdsm-storage/agent.conf",
         "/etc/vdsm-storage/conf.d",
+        "/etc/multipath/conf.d/vdsm-storage.conf",
         "/etc/sudoers.d/50_vdsm-storage",
         "/etc/multipath/conf.d/vdsm-storage.conf",
         "/usr/share/bash-completion/completions/vdsm-client",
@@ -145,6 +146,26 @@ def test_example_configuration_uncommented_is_the_default(tmp_path: Path) -> Non
     text = (RPM_DIR / "agent.conf").read_text()
     (tmp_path / "agent.conf").write_text(re.sub(r"(?m)^#(?=\w)", "", text))
     assert config.load(str(tmp_path)) == config.Config()
+
+
+def test_multipath_settings_stand_one_a_line() -> None:
+    """multipath reads no second setting of a line."""
+    rows = [row.strip() for row in (RPM_DIR / "multipath.conf").read_text().splitlines()]
+    rows = [row for row in rows if row and not row.startswith("#")]
+    shape = re.compile(r'\w+ \{|\}|\w+ ([\w]+|"[^"]+")')
+    assert [row for row in rows if not shape.fullmatch(row)] == []
+    text = "\n".join(rows)
+    for setting in (
+        "polling_interval 5",
+        "no_path_retry 16",
+        "user_friendly_names no",
+        "find_multipaths no",
+        "fast_io_fail_tmo 5",
+        "dev_loss_tmo 30",
+        "flush_on_last_del yes",
+        "max_fds 4096",
+    ):
+        assert f"\n{setting}\n" in text
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
