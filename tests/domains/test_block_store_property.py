@@ -111,8 +111,8 @@ class Player:
     def play(self, steps: int) -> None:
         """`done` has the names of the steps, for who looks for what went wrong."""
         moves: dict[Callable[[], None], int] = {
-            self.make: 6, self.make_again: 1, self.make_at_once: 1, self.publish: 7, self.save: 2,
-            self.share: 2, self.resize: 3, self.too_large: 1, self.unmake: 3, self.mark_removed: 2,
+            self.make: 9, self.make_again: 1, self.make_at_once: 1, self.publish: 16, self.save: 2,
+            self.share: 3, self.resize: 3, self.too_large: 1, self.unmake: 3, self.mark_removed: 2,
             self.purge: 2, self.refused: 1, self.as_a_new_process: 1,
         }  # fmt: skip
         for move in self.random.choices(list(moves), list(moves.values()), k=steps):
@@ -135,17 +135,23 @@ class Player:
 
     def make(self) -> None:
         """A base in a new image, or on a leaf, or on a template for another image."""
-        name, extents = self.new_id(), self.extents()
-        leaf = self.choose(PUBLISHED) if self.random.random() < 0.6 else None
-        image, parent = self.new_id(), BLANK
-        if leaf is not None:
-            below = self.model.volumes[leaf]
-            shared = below.metadata.voltype == md.SHARED
-            if not shared and self.model.children(leaf):
-                return
-            parent, image = leaf, image if shared else below.image
-        self._made(name, image, extents, parent)
+        name, image, parent = self.new_id(), self.new_id(), BLANK
+        if (kind := self.random.choice((md.LEAF, md.SHARED, BLANK))) != BLANK:
+            parent = self._base(kind) or BLANK
+        if kind == md.LEAF and parent != BLANK:
+            image = self.model.volumes[parent].image
+        self._made(name, image, self.extents(), parent)
         self.store.make(self._new(name))
+
+    def _base(self, kind: str) -> str | None:
+        """What a new volume can be based on: templates may have several children."""
+        found = [
+            name
+            for name, volume in self.model.volumes.items()
+            if volume.state == PUBLISHED and volume.metadata.voltype == kind
+            if kind == md.SHARED or not self.model.children(name)
+        ]
+        return self.random.choice(found) if found else None
 
     def _new(self, name: str) -> NewVolume:
         found = self.model.volumes[name]
@@ -223,11 +229,13 @@ class Player:
             self._save(name, description=text, generation=generation)
 
     def share(self) -> None:
-        """A volume without children becomes a template."""
-        name = self.choose(PUBLISHED)
-        if name is not None and not self.model.children(name):
-            self._save(name, voltype=md.SHARED)
-            self.store.share(self.model.volumes[name].image, name, self.new_id())
+        """A volume without children becomes a template, and another image is based on it."""
+        if (template := self._base(md.LEAF)) is not None:
+            self._save(template, voltype=md.SHARED)
+            name, image = self.new_id(), self.new_id()
+            self.store.share(self.model.volumes[template].image, template, image)
+            self._made(name, image, self.extents(), template)
+            self.store.make(self._new(name))
 
     def resize(self) -> None:
         name, extents = self.choose(PUBLISHED), self.extents()
