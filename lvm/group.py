@@ -93,7 +93,8 @@ class Group:
     # Called right before every command that changes the group; raises when the lock under which
     # the change was asked for may belong to another host by now.
     fence: Callable[[], None] = lambda: None
-    # How many are at work that may have changes to make, those that wait here included.
+    # How many are at work that may have changes to make, those that wait here included; 0 if it
+    # is not known.
     peers: Callable[[], int] = lambda: 0
     _lasted: float = field(default=0.0, init=False)
     _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
@@ -183,7 +184,8 @@ class Group:
         """All that wait, after a moment in which who comes at the same time can join: a commit
         saved is worth far more.  As long as others come and more are at work, they are waited for.
         """
-        time.sleep(_clamp(self._lasted * GATHERING_SHARE, GATHERING))
+        if self.peers() != 1:  # not known to be alone
+            time.sleep(_clamp(self._lasted * GATHERING_SHARE, GATHERING))
         before, now = 0, len(self._waiting)
         while before < now < self.peers():
             time.sleep(_clamp(self._lasted * PEERS_SHARE, PEERS))

@@ -73,7 +73,8 @@ class PoolLock:
 
     @contextlib.contextmanager
     def held(self, timeout: float) -> Iterator[None]:
-        self._ready(max(timeout, HOST_ID_WAIT))
+        if not self.is_held():
+            self._ready(max(timeout, HOST_ID_WAIT))
         deadline = Deadline(self._clock, timeout)
         with contextlib.ExitStack() as stack:
             master = self._master()
