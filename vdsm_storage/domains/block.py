@@ -275,6 +275,7 @@ class BlockDomain:
         self._specials.activation.activate(self.group, [names.MASTER])
         try:
             device = self._specials.device(names.MASTER)
+            self.own_lock.verify()
             self._master.prepare(self.id, device, layout.MASTER_DIRECTORIES)
         finally:
             self._specials.activation.deactivate(self.group, [names.MASTER])
@@ -290,11 +291,13 @@ class BlockDomain:
             return
         self._specials.open(names.XLEASES)
         device = self._specials.device(names.XLEASES)
+        self.lock.verify()
         self._leasing.format_xleases(device, self.id, self.geometry)
 
     def upgrade_volumes(self, version: int, progress: Progress, cancel: Cancel) -> None:
         if version >= 5 > self.version:
             self.check_special_files()
+            self.lock.verify()
             block_upgrade.copy_slots(self.metadata_path, self.store.by_slot(), self.version)
         progress(1.0)
 

@@ -14,6 +14,7 @@ from vdsm_storage.errors import (
     CannotActivateLogicalVolume,
     CannotDeactivateLogicalVolume,
     CannotRemoveLogicalVolume,
+    VolumesZeroingError,
 )
 from vdsm_storage.host import block_device
 from vdsm_storage.images.store import Progress, Wipe
@@ -116,7 +117,19 @@ class ActiveVolumes:
                 self._uses.remove(self._domain, [volume], user, lambda unused: None)
 
     def wipe(self, volume: str, how: Wipe, progress: Progress) -> None:
-        """Zero or discard the whole of a volume that is in no image any more."""
+        """Zero or discard the whole of a volume that is in no image any more.
+
+        No lock is held that long.  If this host is taken for dead meanwhile, another one removes
+        the volume, and its extents may be another volume's soon: it is looked for all the time.
+        """
+
+        def watch(fraction: float) -> None:
+            progress(fraction)
+            if volume not in self._group.read().lvs:
+                raise VolumesZeroingError(
+                    device=self._specials.device(volume), reason="another host has removed it"
+                )
+
         with self._uses.unused(self._domain, [volume]):
             self._uses.add(
                 self._domain, [volume], OPERATION, lambda: self._activate_alone(volume)
@@ -124,9 +137,9 @@ class ActiveVolumes:
             try:
                 device = self._specials.device(volume)
                 if how.zero:
-                    block_device.zero(device, progress)
+                    block_device.zero(device, watch)
                 if how.discard:
-                    self._discard(device, progress)
+                    self._discard(device, watch)
             finally:
                 self._uses.remove(
                     self._domain,

@@ -180,6 +180,7 @@ class BlockStore:
             tags = VolumeTags(new.image, new.parent, slot).encode()
             self._group.apply(CreateLv(new.volume, new.size, (*tags, *self._half_made())))
             self._specials.open()
+            self.lock.verify()
             self._write_lease(self._lease(new.volume, slot))
         return self.path(new.image, new.volume)
 

@@ -91,7 +91,11 @@ class Table:
             raise VolumeMetadataWriteError(volume=volume, reason=error) from error
 
     def clear_slot(self, volume: str, slot: int) -> None:
-        """For a volume that is gone; text that stays in its slot does no harm."""
+        """For a volume that is gone; text that stays in its slot does no harm.
+
+        Raises 651 when the domain's lock was lost: the slot may be another volume's by now.
+        """
+        self._lock.verify()
         try:
             self._slots().clear(slot)
         except (OSError, ValueError) as error:

@@ -202,6 +202,8 @@ class CreateVolume:
         )
         store.activate(request.image, [request.volume])
         try:
+            # Another host that took this one for dead may have given the extents away.
+            store.lock.verify()
             _write(store, store.path(request.image, request.volume), image)
             self._add_bitmaps(store, request, parent)
         except OSError as error:

@@ -101,6 +101,7 @@ class ExtendVolume:
             if info.virtual_size < size:
                 if members[-1].metadata.type == md.PREALLOCATED:
                     self._grow_storage(op, store, full_size(size), preallocate=True)
+                store.lock.verify()
                 self._shop.qemu.resize(layers.layer(store, members[-1]), size)
 
     def _recover(self, op: Operation) -> bool:

@@ -102,20 +102,25 @@ class CountedLock:
         if last:
             self._give_back()
 
-    def lose(self) -> None:
-        """The daemon wants the lease back: others may have it soon.
+    def doom(self) -> None:
+        """The daemon wants the lease back, others may have it soon: nobody joins any more, and
+        nobody writes under it."""
+        with self._changed:
+            self._lost = self._count > 0
+            self._changed.notify_all()
 
-        No operation joins any more, those that run have to end, and the last one gives it back.
+    def lose(self) -> None:
+        """After doom(): who keeps it without an operation lets go.
+
+        Operations that run have to end, and the last one gives the lease back.
         """
         with self._changed:
-            if self._count == 0:
+            if not self._lost:  # those who had it then are gone
                 return
-            self._lost = True
             self._count -= self._kept
             self._kept = 0
             last = self._count == 0
             self._busy = last
-            self._changed.notify_all()
         if last:
             self._give_back()
 

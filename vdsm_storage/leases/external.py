@@ -245,6 +245,7 @@ class ExternalLeases:
             op.record(number=number)
             op.step("chosen")
             spec = slots.spec(number, ref.lease_id)
+            slots.fence()
             self._leases.write(spec)
             if op.params.get("metadata"):
                 metadata = jm.from_request(op.params["metadata"], self._now(), "")
@@ -284,6 +285,7 @@ class ExternalLeases:
             op.step("found")
             self._unindex(slots, record)
             op.step("unindexed", abortable=False)
+            slots.fence()
             self._leases.clear(slots.spec(record.number, ref.lease_id))
             op.step("cleared", abortable=False)
 
@@ -309,6 +311,7 @@ class ExternalLeases:
     def _clear_if_free(self, slots: Slots, number: int) -> None:
         """Clear the lease at a slot that the index does not name."""
         if all(record.number != number for record in slots.load().records):
+            slots.fence()
             self._leases.clear(slots.spec(number, ""))
 
     def _rebuild(self, op: Operation) -> None:
@@ -342,7 +345,7 @@ class ExternalLeases:
             raise LeasesUnsupported(
                 domain=domain.id, reason="its type or its format, below 4, does not have any"
             )
-        return Slots(domain.xleases_path, domain.id, domain.geometry)
+        return Slots(domain.xleases_path, domain.id, domain.geometry, domain.lock.verify)
 
     @staticmethod
     def _decode(spec: LeaseSpec, data: bytes) -> JobMetadata | None:

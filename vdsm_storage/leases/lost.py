@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from vdsm_storage.base.clock import Clock
@@ -29,7 +29,11 @@ POLL: Final = 0.5  # seconds
 class Losable(Protocol):
     """A lock that can be lost."""
 
-    def lose(self) -> None: ...
+    def doom(self) -> None:
+        """It guards nothing any more; returns at once."""
+
+    def lose(self) -> None:
+        """After doom(): whoever keeps it lets go of it."""
 
 
 class LostLeases:
@@ -96,10 +100,12 @@ class LostLeases:
         if self.stood_still():
             with self._lock:
                 lost.update(self._locks)
-        self._looked = self._clock.monotonic()
+        self._doom(lost)
+        self._looked = self._clock.monotonic()  # not before: nobody must think that all is well
         for name in os.listdir(self._directory):
             unlink_if_there(os.path.join(self._directory, name))
             if is_uuid(name):
+                self._doom([name])
                 lost.add(name)
         for name in lost:
             log.error(
@@ -107,8 +113,14 @@ class LostLeases:
                 " Work on the domain stops; look at its storage and at sanlock",
                 name,
             )
-            with self._lock:
-                locks = list(self._locks.get(name, ()))
             on_lost(name)
-            for lock in locks:
+            for lock in self._locks_of([name]):
                 threading.Thread(target=lock.lose, name="lose", daemon=True).start()
+
+    def _doom(self, lockspaces: Iterable[str]) -> None:
+        for lock in self._locks_of(lockspaces):
+            lock.doom()
+
+    def _locks_of(self, lockspaces: Iterable[str]) -> list[Losable]:
+        with self._lock:
+            return [lock for name in lockspaces for lock in self._locks.get(name, ())]

@@ -7,6 +7,7 @@ The caller holds the domain's lock around every change.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from vdsm_storage.base.files import read_direct, write_direct
 from vdsm_storage.errors import LeasesIndexUnusable
@@ -16,9 +17,19 @@ from vdsm_storage.leases.model import Geometry, LeaseSpec
 
 
 class Slots:
-    """The file or device `path` of the domain `lockspace`."""
+    """The file or device `path` of the domain `lockspace`.
 
-    def __init__(self, path: str, lockspace: str, geometry: Geometry) -> None:
+    `fence()` is called before every write; it raises when the domain's lock was lost.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        lockspace: str,
+        geometry: Geometry,
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.fence = fence
         self.path = path
         self.lockspace = lockspace
         self.geometry = geometry
@@ -45,6 +56,7 @@ class Slots:
         """Replace the whole index: marked as being written, then, by one block, as ready."""
         block = self.geometry.block_size
         alignment = self.geometry.alignment
+        self.fence()
         write_direct(self.path, ix.encode(index, alignment, updating=True), self._start, block)
         ready = ix.encode(index, alignment)
         write_direct(self.path, ready[:block], self._start, block)
@@ -58,6 +70,7 @@ class Slots:
         data = bytearray(read_direct(self.path, ix.INDEX_SIZE, self._start)[first : first + block])
         record = ix.encode_record(lease, offset)
         data[position - first : position - first + len(record)] = record
+        self.fence()
         write_direct(self.path, bytes(data), self._start + first, block)
 
     def scan(self) -> list[ix.Record]:
