@@ -17,7 +17,7 @@ venv: ## .venv, and the system packages that are missing
 	@scripts/setup
 
 demo: venv ## the agent at work on real storage, checked step by step (root)
-	@$(BIN)/python -P functional/demo.py
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -P -m functional.demo
 
 lint: venv ## ruff and mypy
 	$(BIN)/ruff check .
