@@ -161,67 +161,65 @@ def is_volume(lv: LogicalVolume) -> bool:
 _Names = str | tuple[str, ...]  # most images have one volume: a tuple for each would cost memory
 
 
+@dataclass(frozen=True, slots=True)
+class _Maps:
+    """By the tags that name images and parents."""
+
+    images: dict[str, _Names]
+    removed: dict[str, _Names]
+    children: dict[str, _Names]
+    slots: frozenset[int]
+    initializing: tuple[str, ...]
+
+
 class VolumeIndex:
     """The volumes of one VolumeGroup: by image, by parent, and the slots that are taken.
 
     It keeps names only, and shares their texts with the logical volumes: some 100 bytes a volume.
     What is half made (`initializing`) or deleted (`removed`) is in no image, but keeps its slot.
+    A group changes often and is mostly asked for one volume: all of it is gone through when
+    somebody asks for more.
     """
 
-    __slots__ = ("_children", "_images", "_lvs", "_removed", "initializing", "slots")
+    __slots__ = ("_lvs", "_made")
 
     def __init__(self, lvs: Mapping[str, LogicalVolume]) -> None:
         self._lvs = lvs
-        self._images: dict[str, _Names] = {}  # by the tag
-        self._removed: dict[str, _Names] = {}  # by the tag
-        self._children: dict[str, _Names] = {}  # by the tag
-        slots: set[int] = set()
-        initializing: list[str] = []
-        removed = IMAGE + REMOVED
-        blank = PARENT + BLANK
-        for name, lv in lvs.items():
-            image = parent = ""
-            half_made = False
-            for tag in lv.tags:
-                kind = tag[:3]
-                if kind == IMAGE:
-                    image = tag
-                elif kind == PARENT:
-                    parent = tag
-                elif kind == SLOT:
-                    if (slot := _slot(tag)) is not None:
-                        slots.add(slot)
-                elif tag == INITIALIZING:
-                    half_made = True
-            if not image:
-                continue
-            if parent and parent != blank:
-                _append(self._children, parent, name)
-            if half_made:
-                initializing.append(name)
-                continue
-            into = self._removed if image.startswith(removed) else self._images
-            _append(into, image, name)
-        self.slots: frozenset[int] = frozenset(slots)
-        self.initializing: tuple[str, ...] = tuple(initializing)
+        self._made: _Maps | None = None
+
+    @property
+    def _maps(self) -> _Maps:
+        """Threads that come at once may each make them; they are alike."""
+        made = self._made
+        if made is None:
+            made = self._made = _maps_of(self._lvs)
+        return made
+
+    @property
+    def slots(self) -> frozenset[int]:
+        return self._maps.slots
+
+    @property
+    def initializing(self) -> tuple[str, ...]:
+        return self._maps.initializing
 
     def images(self) -> Iterator[str]:
         """The images that are there, without those being deleted."""
-        return (tag[len(IMAGE) :] for tag in self._images)
+        return (tag[len(IMAGE) :] for tag in self._maps.images)
 
     def volumes(self, image: str) -> tuple[str, ...]:
         """Names of the image's volumes; () when there is no such image."""
-        return _names(self._images.get(IMAGE + image))
+        return _names(self._maps.images.get(IMAGE + image))
 
     def all_volumes(self) -> Iterator[str]:
         """Names of the volumes of all images."""
-        for found in self._images.values():
+        for found in self._maps.images.values():
             yield from _names(found)
 
     def removed(self) -> dict[str, tuple[str, ...]]:
         """{image: volumes} of the images that are being deleted."""
         found: dict[str, tuple[str, ...]] = {}
-        for tag, names in self._removed.items():
+        for tag, names in self._maps.removed.items():
             image = tag[len(IMAGE) + len(REMOVED) :].removeprefix(ZERO)
             found[image] = found.get(image, ()) + _names(names)
         return found
@@ -229,7 +227,7 @@ class VolumeIndex:
     def children(self, volume: str) -> tuple[str, ...]:
         """Names of the volumes whose parent `volume` is, in any image, half made or being deleted
         too."""
-        return _names(self._children.get(PARENT + volume))
+        return _names(self._maps.children.get(PARENT + volume))
 
     def by_slot(self) -> dict[int, str]:
         """{slot: volume}, with those half made and those being deleted."""
@@ -242,6 +240,40 @@ class VolumeIndex:
         """None when there is no such volume."""
         lv = self._lvs.get(volume)
         return find(lv) if lv is not None else None
+
+
+def _maps_of(lvs: Mapping[str, LogicalVolume]) -> _Maps:
+    images: dict[str, _Names] = {}
+    removed_ones: dict[str, _Names] = {}
+    children: dict[str, _Names] = {}
+    slots: set[int] = set()
+    initializing: list[str] = []
+    removed = IMAGE + REMOVED
+    blank = PARENT + BLANK
+    for name, lv in lvs.items():
+        image = parent = ""
+        half_made = False
+        for tag in lv.tags:
+            kind = tag[:3]
+            if kind == IMAGE:
+                image = tag
+            elif kind == PARENT:
+                parent = tag
+            elif kind == SLOT:
+                if (slot := _slot(tag)) is not None:
+                    slots.add(slot)
+            elif tag == INITIALIZING:
+                half_made = True
+        if not image:
+            continue
+        if parent and parent != blank:
+            _append(children, parent, name)
+        if half_made:
+            initializing.append(name)
+            continue
+        into = removed_ones if image.startswith(removed) else images
+        _append(into, image, name)
+    return _Maps(images, removed_ones, children, frozenset(slots), tuple(initializing))
 
 
 def _append(index: dict[str, _Names], key: str, name: str) -> None:
