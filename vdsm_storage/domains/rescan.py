@@ -21,9 +21,9 @@ from vdsm_storage.errors import AgentError
 from vdsm_storage.host import udev
 from vdsm_storage.host.scsi import Disk
 
-SCAN: Final = 30.0  # seconds that a SCSI host may take
+SCAN: Final = 20.0  # seconds that a SCSI host may take
 SETTLE: Final = 5.0  # seconds for udev
-APPEAR: Final = 30.0  # seconds for all devices to be there; 2 or 3 are usual
+APPEAR: Final = 45.0  # seconds for all devices to be there; 2 or 3 are usual
 QUIET: Final = 2.0  # seconds of nothing to do after which no more devices are expected
 _POLL: Final = 0.2
 

@@ -39,7 +39,7 @@ ISCSI: Final = "ISCSI"
 FCP: Final = "FCP"
 TYPES: Final = (ISCSI, FCP)
 
-LOGINS: Final = 110.0  # seconds for all logins of a call; its answer is due in 170
+LOGINS: Final = 90.0  # seconds for all logins of a call; its answer is due in 170
 IN_USE_WAIT: Final = 20.0  # seconds that a domain may take to let go of its devices
 RESTORE_WAIT: Final = 60.0
 GONE_WAIT: Final = 10.0  # seconds for the maps of a session that ended to go

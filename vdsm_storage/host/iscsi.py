@@ -81,6 +81,8 @@ class Iscsi:
         self._clock = clock
         self._timeout = login_timeout
         self._interfaces = threading.Lock()
+        # iscsiadm stumbles over a directory of records that another one removes meanwhile.
+        self._nodes = threading.Lock()
 
     # -- discovery ---------------------------------------------------------------------------
 
@@ -146,7 +148,8 @@ class Iscsi:
         node = _node(portal)
         names = ("nodes", portal.target, f"{portal.address},{portal.port},{portal.group}")
         try:
-            self._iscsiadm([*node, "-o", "new"], _SHORT)
+            with self._nodes:
+                self._iscsiadm([*node, "-o", "new"], _SHORT)
             self._fill((*names, portal.interface), _node_values(chap, self._timeout))
         except (IscsiadmError, OSError) as error:
             raise _login_failed(portal, error) from error
@@ -247,10 +250,12 @@ class Iscsi:
 
     def forget(self, portal: Portal) -> None:
         """Remove the record of a portal, and the password with it."""
+        # Without the group: the target may have told another one than the record has.
         target, address = portal.target, portal_text(portal.address, portal.port)
         argv = ["-m", "node", "-T", target, "-p", address, "-I", portal.interface, "-o", "delete"]
         try:
-            self._iscsiadm(argv, _SHORT)
+            with self._nodes:
+                self._iscsiadm(argv, _SHORT)
         except IscsiadmError as error:
             if error.code != NOTHING_FOUND:
                 log.warning("The record of %s at %s stays: %s", target, address, error.reason)
