@@ -54,6 +54,14 @@ def test_an_engine_can_read_them(facts: HostFacts) -> None:
     assert replies.host_stats(facts.stats())[SD].valid
 
 
+def test_health_of_multipath_is_told() -> None:
+    sick = {"360014050": {"valid_paths": 1, "failed_paths": ["8:16"]}}
+    facts = HostFacts(KernelFiles(), SystemClock(), "1", ("/",), lambda: {}, lambda: sick)
+    stats = facts.stats()
+    assert stats["multipathHealth"] == sick
+    Checker(Schema()).check_reply("Host.getStats", stats)
+
+
 def test_they_tell_the_truth(facts: HostFacts) -> None:
     reply = facts.capabilities("127.0.0.1")
     assert reply["lastClientIface"] == "lo"
