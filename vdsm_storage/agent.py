@@ -62,7 +62,6 @@ from vdsm_storage.verbs.tables import BUILT, VERBS
 log = logging.getLogger("agent")
 
 VERSION = importlib.metadata.version("vdsm-storage")
-COLLECT_SECONDS = 60.0  # between looks for what dead hosts left
 STOP_SECONDS = 20.0  # for running operations to take themselves back when the agent stops
 
 
@@ -117,7 +116,7 @@ class Agent:
         )  # fmt: skip
         # The manager's mailbox extends volumes; whoever extends them may have to ask by mailbox.
         mailbox = PoolMailbox(storage.pools, lanes, clock, lambda *it: extender.serve(*it))
-        extender = Extender(registry, mailbox.ask, limits.lock_timeout)
+        extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
         facts = HostFacts(
@@ -236,7 +235,7 @@ class Agent:
         collected = self._clock.monotonic()
         while True:
             await asyncio.sleep(self._config.storage.monitor_interval)
-            if self._clock.monotonic() - collected > COLLECT_SECONDS:
+            if self._clock.monotonic() - collected > self._config.storage.collect_interval:
                 collected = self._clock.monotonic()
                 self._lanes.submit(":collect", self._services.storage.collect, STOP_SECONDS)
             if not work.done():

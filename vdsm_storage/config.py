@@ -74,6 +74,8 @@ class Storage:
     lock_timeout: float = 30.0
     # Seconds that an ended job stays visible.
     job_keep: float = 3600.0
+    # Seconds between looks for half-made volumes that dead hosts left behind (block domains).
+    collect_interval: float = 60.0
     # Seconds that a mount or an unmount may take.
     mount_timeout: float = 60.0
     # Address space in bytes, and CPU seconds, of qemu-img reading an untrusted image.

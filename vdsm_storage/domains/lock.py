@@ -106,4 +106,5 @@ class PoolLock:
         self._own.verify()
 
     def inquire(self) -> LeaseState:
-        return self._own.inquire()
+        """Of the master, which a writer needs first: a manager has only that one."""
+        return (self._master() or self._own).inquire()

@@ -81,7 +81,7 @@ class CountedLock:
             yield
         finally:
             with self._changed:
-                self._holders[threading.get_ident()] -= 1
+                self._note(-1)
                 last = self._leave()
             if last:
                 self._give_back()
@@ -89,7 +89,7 @@ class CountedLock:
     def acquire(self, timeout: float) -> None:
         self._enter(timeout)
         with self._changed:
-            self._holders[threading.get_ident()] -= 1
+            self._note(-1)
             self._kept += 1
 
     def release(self) -> None:
@@ -138,7 +138,7 @@ class CountedLock:
                         domain=self._domain, owner="another operation here", seconds=timeout
                     )
                 self._changed.wait(min(wait, deadline.left()))
-            self._holders[threading.get_ident()] += 1
+            self._note(1)
             if self._count:
                 self._count += 1
                 return
@@ -158,7 +158,7 @@ class CountedLock:
             with self._changed:
                 self._busy = False
                 self._count = int(taken)
-                self._holders[threading.get_ident()] -= not taken
+                self._note(0 if taken else -1)
                 self._since = self._clock.monotonic()
                 self._changed.notify_all()
 
@@ -167,13 +167,20 @@ class CountedLock:
 
         Who holds it already may hold it once more, and a manager keeps it in any case.
         """
-        if not self._count or self._kept or self._holders[threading.get_ident()]:
+        if not self._count or self._kept or threading.get_ident() in self._holders:
             return 0.0
         over = self._clock.monotonic() - self._since - self._turn
         if not 0.0 <= over < GRACE:
             return 0.0
         self._yielding = True
         return GRACE - over
+
+    def _note(self, more: int) -> None:
+        """How often this thread holds it."""
+        thread = threading.get_ident()
+        self._holders[thread] += more
+        if not self._holders[thread]:
+            del self._holders[thread]
 
     def _leave(self) -> bool:
         """Take one hold off; True: the caller gives the lock back.  Called with `_changed`."""

@@ -10,14 +10,23 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.units import MIB
 from vdsm_storage.domains.block import BlockDomain
 from vdsm_storage.domains.registry import Registry
-from vdsm_storage.errors import SpmStatusError, UnsupportedOnFileDomain, VolumeExtendingError
+from vdsm_storage.errors import (
+    AgentError,
+    ExtendNotAnswered,
+    SpmStatusError,
+    UnsupportedOnFileDomain,
+    VolumeExtendingError,
+)
+from vdsm_storage.leases.model import LeaseState
 
 log = logging.getLogger("extend")
 
 BRIEF: Final = 2.0  # seconds to wait for hosts that hold a lock for one change, before asking
+PATIENCE: Final = 5.0  # seconds for the manager's answer until the lock is looked at again
 
 # ask(domain, volume, size in bytes, timeout in seconds) -> the size that the volume has now
 Ask = Callable[[str, str, int, float], int]
@@ -26,29 +35,62 @@ Ask = Callable[[str, str, int, float], int]
 class Extender:
     """`ask` is the mailbox of the pool's manager; `lock_timeout` seconds."""
 
-    def __init__(self, registry: Registry, ask: Ask, lock_timeout: float) -> None:
+    def __init__(
+        self, registry: Registry, ask: Ask, lock_timeout: float, clock: Clock
+    ) -> None:
         self._registry = registry
         self._ask = ask
         self._lock_timeout = lock_timeout
+        self._clock = clock
+        # By domain: who had the lock all the time while we waited for it, and so is a manager.
+        self._managers: dict[str, LeaseState] = {}
 
     def extend(self, sd_id: str, volume: str, size: int, timeout: float) -> int:
         """Let the volume have `size` bytes; returns the bytes that it has, on this host, too.
 
-        A host that holds the domain's lock for long is the pool's manager: it is asked.  Raises
-        504, 206 (no answer, refused), 358.
+        Takes about `timeout` seconds at most.  A host that holds the domain's lock for long is
+        the pool's manager: it is asked.  Who it is may change meanwhile, so both are tried in
+        turn.  Raises 504, 206 (no answer, refused), 358.
         """
+        deadline = Deadline(self._clock, timeout)
+        domain = self._domain(sd_id)
+        while True:
+            holder = self._holder(domain)
+            if holder is None or holder != self._managers.get(sd_id):
+                try:
+                    return self.extend_here(sd_id, volume, size, min(BRIEF, deadline.left()))
+                except SpmStatusError as error:
+                    log.info("Volume %s, %d bytes: asking the manager: %s", volume, size, error)
+                if holder is not None and self._holder(domain) == holder:
+                    self._managers[sd_id] = holder
+            try:
+                self._ask(sd_id, volume, size, min(PATIENCE, deadline.left()))
+                return self._seen_here(domain, volume, size)
+            except ExtendNotAnswered:
+                self._managers.pop(sd_id, None)
+                if deadline.passed():
+                    raise
+
+    @staticmethod
+    def _holder(domain: BlockDomain) -> LeaseState | None:
+        """Who keeps this host from writing now."""
+        if domain.lock.is_held():
+            return None
         try:
-            return self.extend_here(sd_id, volume, size, min(BRIEF, timeout))
-        except SpmStatusError as error:
-            log.info("Volume %s: the pool's manager is asked for %d bytes (%s)",
-                     volume, size, error)  # fmt: skip
-        self._ask(sd_id, volume, size, timeout)
-        store = self._domain(sd_id).store
-        now = store.storage_size(volume)
+            state = domain.lock.inquire()
+        except AgentError as error:
+            log.warning("%s", error)
+            return None
+        return state if state.owners else None
+
+    @staticmethod
+    def _seen_here(domain: BlockDomain, volume: str, size: int) -> int:
+        """Make this host see what the manager did."""
+        now = domain.store.storage_size(volume)
         if now < size:
             reason = f"the pool's manager gave it {now}"
             raise VolumeExtendingError(volume=volume, size=size, reason=reason)
-        store.active.refresh([volume])
+        domain.store.active.refresh([volume])
         return now
 
     def extend_here(
