@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from vdsm_storage.base.aside import aside
 from vdsm_storage.base.uuids import is_uuid
 from vdsm_storage.domains import block_listing as listing
 from vdsm_storage.domains import block_names as names
@@ -177,11 +178,13 @@ class BlockStore:
         if new.volume in self._table.read()[0].lvs:
             self._remove_half_made(new.image, new.volume)
         with self._table.new_slot() as slot:
-            tags = VolumeTags(new.image, new.parent, slot).encode()
-            self._group.apply(CreateLv(new.volume, new.size, (*tags, *self._half_made())))
             self._specials.open()
+            tags = VolumeTags(new.image, new.parent, slot).encode()
+            lease = self._lease(new.volume, slot)
             self.lock.verify()
-            self._write_lease(self._lease(new.volume, slot))
+            # The slot is nobody's: its lease can be written while lvm is at work.
+            with aside("new lease", lambda: self._write_lease(lease)):
+                self._group.apply(CreateLv(new.volume, new.size, (*tags, *self._half_made())))
         return self.path(new.image, new.volume)
 
     def _remove_half_made(self, image: str, volume: str) -> None:
