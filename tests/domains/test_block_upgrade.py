@@ -27,6 +27,7 @@ from tests.domains.golden_block import (
     new_volume,
 )
 from vdsm_storage.base import files
+from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.base.units import MIB
 from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.domains.domain import Domain
@@ -36,7 +37,7 @@ from vdsm_storage.domains.upgrade import UPGRADE
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.images.create import NewVolumeRequest
 from vdsm_storage.images.metadata import VolumeMetadata
-from vdsm_storage.images.store import NewVolume
+from vdsm_storage.images.store import NewVolume, no_progress
 from vdsm_storage.jobs import journal
 from vdsm_storage.leases.external import LeaseRef
 
@@ -261,7 +262,7 @@ def test_a_host_that_knew_the_old_format(hosts: HostMaker) -> None:
     assert old.store.load(image, volume) == metadata
     domain = first.domain(sd_id)
     domain.make_xleases()
-    domain.upgrade_volumes(5, lambda fraction: None, None)  # type: ignore[arg-type]
+    domain.upgrade_volumes(5, no_progress, Cancel())
     domain.update_metadata(domain.upgrade_changes(5))
     domain.clean_upgrade()
     old.store.save(image, volume, metadata.with_(description="of the other"))
