@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One block domain on a disk that two hosts share, each a guest with a kernel and a sanlock of its
+own: both change it without a manager; one loses its storage, one is killed, while it manages it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from functional.lab.agent import PORT, GuestAgent
+from functional.lab.cluster import cluster
+from functional.lab.guest import Guest, why_not
+from vdsm_storage.rpc.client import Client, NoResponse, RemoteError
+
+GIB = 1024**3
+EXTENT = 128 * 1024**2
+BLANK = str(uuid.UUID(int=0))
+DISK = "/dev/vdb"
+LAYER = "lun-a"  # of host a, over the disk: it can hang and fail there alone
+IO_TIMEOUT = 2
+# A dead host's leases are free after eight I/O time-outs and a minute (sanlock); an emulated one is
+# slow at everything else.
+TAKEOVER = 8 * IO_TIMEOUT + 60 + 120
+
+pytestmark = [
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
+    pytest.mark.timeout(0),  # the laboratory has time limits of its own
+]
+
+
+class Host:
+    """A guest with an agent that uses `device`."""
+
+    def __init__(self, guest: Guest, number: int, device: str) -> None:
+        self.guest = guest
+        self.number = number
+        self.device = device
+        self.agent = GuestAgent(guest)
+        self.client: Client | None = None
+
+    def start(self) -> None:
+        settings = {"lvm__devices": self.device, "storage__lock_timeout": "20"}
+        self.agent.start(sanlock__io_timeout=str(IO_TIMEOUT), **settings)
+        self.client = self.agent.client()
+
+    def call(self, verb: str, **params: Any) -> Any:
+        assert self.client is not None
+        return self.client.call(verb, params)
+
+    def code(self, verb: str, **params: Any) -> int:
+        try:
+            self.call(verb, **params)
+        except RemoteError as error:
+            return error.code
+        return 0
+
+    def finished(self, task: str) -> int:
+        """The code with which a task ended."""
+        end = time.monotonic() + 300
+        while (status := self.call("Task.getStatus", taskID=task))["taskState"] != "finished":
+            assert time.monotonic() < end, status
+            time.sleep(0.2)
+        self.call("Task.clear", taskID=task)
+        return int(status["code"])
+
+    def lvm(self, command: str, *words: str) -> str:
+        """The guest's own lvm, which knows nothing of the agent's."""
+        run = self.guest.run(command, "--devices", self.device, *words, timeout=60)
+        return run.check().out
+
+
+class Pool:
+    """A domain on the shared disk, made by host a; both are connected to its pool."""
+
+    def __init__(self, a: Host, b: Host) -> None:
+        self.a, self.b = a, b
+        self.id, self.domain = str(uuid.uuid4()), str(uuid.uuid4())
+        group = a.call("LVMVolumeGroup.create", name=self.domain, devlist=[LAYER], force=False)
+        a.call(
+            "StorageDomain.create", storagedomainID=self.domain, domainType=3, typeArgs=group,
+            name="shared", domainClass=1, version="5", blockSize=512, maxHosts=250,
+        )  # fmt: skip
+        a.call(
+            "StoragePool.create", storagepoolID=self.id, name="shared", masterSdUUID=self.domain,
+            masterVersion=1, domainList=[self.domain], lockRenewalIntervalSec=5, leaseTimeSec=60,
+            ioOpTimeoutSec=10, leaseRetries=3,
+        )  # fmt: skip
+        for host in (a, b):
+            self.connect(host)
+
+    def connect(self, host: Host) -> None:
+        host.call(
+            "StoragePool.connect", storagepoolID=self.id, hostID=host.number, scsiKey=self.id,
+            masterSdUUID=self.domain, masterVersion=1, domainDict={self.domain: "active"},
+        )  # fmt: skip
+        wait_for("the host id", lambda: self.health(host).get("acquired"), 180)
+
+    def health(self, host: Host) -> dict[str, Any]:
+        found: dict[str, Any] = host.call("Host.getStats")["storageDomains"].get(self.domain, {})
+        return found
+
+    def new(self) -> dict[str, Any]:
+        return {
+            "storagepoolID": self.id, "storagedomainID": self.domain,
+            "imageID": str(uuid.uuid4()), "volumeID": str(uuid.uuid4()),
+        }  # fmt: skip
+
+    def begin(self, host: Host, ids: dict[str, Any]) -> str:
+        task: str = host.call(
+            "Volume.create", **ids, size=str(EXTENT), volFormat=5, preallocate=1, diskType="DATA",
+            desc="", srcImgUUID=BLANK, srcVolUUID=BLANK,
+        )  # fmt: skip
+        return task
+
+    def create(self, host: Host) -> dict[str, Any]:
+        ids = self.new()
+        assert host.finished(self.begin(host, ids)) == 0
+        return ids
+
+    def become_manager(self, host: Host) -> None:
+        where = {"storagepoolID": self.id}
+        task = host.call("StoragePool.spmStart", **where, prevID=-1, prevLver="-1",
+                         enableScsiFencing="false", maxHostID=250, domVersion="5")  # fmt: skip
+        assert host.finished(task) == 0
+        assert host.call("StoragePool.getSpmStatus", **where)["spmStatus"] == "SPM"
+
+    def volumes(self, host: Host) -> set[str]:
+        """By lvm, on the storage as the host sees it."""
+        out = host.lvm("lvs", "--noheadings", "-o", "lv_name", self.domain)
+        return {name for name in out.split() if len(name) == 36}
+
+    def seqno(self, host: Host) -> int:
+        return int(host.lvm("vgs", "--noheadings", "-o", "vg_seqno", self.domain))
+
+    def create_when_free(self, host: Host) -> tuple[dict[str, Any], float]:
+        """Try until the lease is free; the volume, and the seconds that it took."""
+        began = time.monotonic()
+        while True:
+            ids = self.new()
+            task = self.begin_if_free(host, ids)
+            if task:
+                assert host.finished(task) == 0
+                return ids, time.monotonic() - began
+            assert time.monotonic() - began < TAKEOVER
+
+    def begin_if_free(self, host: Host, ids: dict[str, Any]) -> str:
+        """The task, or "" when another host has the lease."""
+        try:
+            return self.begin(host, ids)
+        except RemoteError as error:
+            if error.code != 654:
+                raise
+            return ""
+
+
+def wait_for(what: str, condition: Any, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"still not after {timeout:g} s: {what}"
+        time.sleep(0.5)
+
+
+def table(guest: Guest, kind: str) -> None:
+    """What is asked of host a's disk from now on; what hangs is done, or fails, by that too."""
+    sectors = guest.run("blockdev", "--getsz", DISK).check().out.strip()
+    target = f"linear {DISK} 0" if kind == "linear" else kind
+    for argv in (
+        ("dmsetup", "load", LAYER, "--table", f"0 {sectors} {target}"),
+        ("dmsetup", "suspend", "--noflush", "--nolockfs", LAYER),
+        ("dmsetup", "resume", "--noudevsync", LAYER),
+    ):
+        guest.run(*argv).check()
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with cluster(2, shared=(10 * GIB,), forward=(PORT,), memory=1536) as (one, two):
+        sectors = one.run("blockdev", "--getsz", DISK).check().out.strip()
+        linear = f"0 {sectors} linear {DISK} 0"
+        one.run("dmsetup", "create", LAYER, "--table", linear).check()
+        a, b = Host(one, 1, f"/dev/mapper/{LAYER}"), Host(two, 2, DISK)
+        for host in (a, b):
+            host.start()
+        yield Pool(a, b)
+
+
+def test_both_change_it_without_a_manager(pool: Pool) -> None:
+    mine = [(host, pool.new()) for _ in range(3) for host in (pool.a, pool.b)]
+    tasks = [(host, begin_patiently(pool, host, ids)) for host, ids in mine]
+    assert [host.finished(task) for host, task in tasks] == [0] * len(tasks)
+    names = {ids["volumeID"] for _, ids in mine}
+    assert names <= pool.volumes(pool.a) == pool.volumes(pool.b)
+    slots = pool.b.lvm("lvs", "--noheadings", "-o", "lv_tags", pool.domain).split()
+    numbers = [tag for row in slots for tag in row.split(",") if tag.startswith("MD_")]
+    assert len(numbers) == len(set(numbers)) == len(names)
+    ids = mine[0][1]  # made by a, written by b, read by a
+    for host, command in ((pool.b, "write -P 0x5a 0 1M"), (pool.a, "read -P 0x5a 0 1M")):
+        path = host.call("Image.prepare", **ids)["path"]
+        host.guest.run("qemu-io", "-f", "raw", "-n", "-c", command, path).check()
+        host.call("Image.teardown", **ids)
+
+
+def begin_patiently(pool: Pool, host: Host, ids: dict[str, Any]) -> str:
+    """Hosts that meet at the lease may have to try again."""
+    for _ in range(10):
+        if task := pool.begin_if_free(host, ids):
+            return task
+    raise AssertionError("the lease was never free")
+
+
+def test_a_host_whose_storage_hung_writes_no_more(pool: Pool) -> None:
+    """Its disk hangs while it is the manager, with a creation under way, and fails afterwards, as
+    multipath makes it.  Then the other host works alone, and the first can come back."""
+    a, b = pool.a, pool.b
+    pool.become_manager(a)
+    assert b.code("Volume.create", **creation(pool)) == 654
+    table_hangs(a.guest)
+    lost = pool.new()
+    assert a.client is not None
+    pending = a.client.submit("Volume.create", {**creation(pool), **lost})
+    _, seconds = pool.create_when_free(b)
+    assert seconds > 8 * IO_TIMEOUT  # it kept the lease as long as it could be alive
+    before = (pool.seqno(b), pool.volumes(b))
+    table(a.guest, "error")
+    with pytest.raises((RemoteError, NoResponse)):
+        raise_if_failed(a, pending.result(120))
+    time.sleep(5)
+    assert (pool.seqno(b), pool.volumes(b)) == before
+    assert lost["volumeID"] not in before[1]
+    table(a.guest, "linear")
+    wait_for("the domain on a", lambda: pool.health(a).get("valid"), 120)
+    wait_for("its host id", lambda: pool.health(a).get("acquired"), 240)
+    status = a.call("StoragePool.getSpmStatus", storagepoolID=pool.id)
+    assert status["spmStatus"] != "SPM"
+    found, _ = pool.create_when_free(a)
+    assert found["volumeID"] in pool.volumes(b)
+    assert lost["volumeID"] not in pool.volumes(b)
+
+
+def table_hangs(guest: Guest) -> None:
+    guest.run("dmsetup", "suspend", "--noflush", "--nolockfs", LAYER).check()
+
+
+def creation(pool: Pool) -> dict[str, Any]:
+    return {
+        **pool.new(), "size": str(EXTENT), "volFormat": 5, "preallocate": 1, "diskType": "DATA",
+        "desc": "", "srcImgUUID": BLANK, "srcVolUUID": BLANK,
+    }  # fmt: skip
+
+
+def raise_if_failed(host: Host, task: str) -> None:
+    """A task that was begun counts as failed when it ends so."""
+    if code := host.finished(task):
+        raise RemoteError(code, "the task failed")
+
+
+def test_a_killed_managers_lease_goes_to_the_next(pool: Pool) -> None:
+    a, b = pool.a, pool.b
+    pool.become_manager(a)
+    a.guest.kill()
+    found, seconds = pool.create_when_free(b)
+    assert seconds > 60
+    assert found["volumeID"] in pool.volumes(b)
+    pool.become_manager(b)
