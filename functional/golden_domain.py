@@ -56,11 +56,11 @@ class GoldenDomain:
         self._external_leases()
         self._data(standin)
 
-    def bytes(self, name: str) -> bytes:
+    def golden(self, name: str) -> bytes:
         return (GOLDEN / self.version / name).read_bytes()
 
     def json(self, name: str) -> Any:
-        return json.loads(self.bytes(name))
+        return json.loads(self.golden(name))
 
     # -- the volume group --------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ class GoldenDomain:
 
     def _text(self) -> str:
         """LVM's text of the stage, from the backup of the last stage and the reports of this."""
-        last = self.bytes("8-vgcfgbackup.txt").decode()
+        last = self.golden("8-vgcfgbackup.txt").decode()
         head, sign, _ = last.partition("logical_volumes {\n")
         (vg,) = self.json("4-volumes-created.vgs.json")["report"][0]["vg"]
         assert set(vg["vg_tags"].split(",")) == set(last_tags(last))  # nothing was changed since
@@ -108,23 +108,23 @@ class GoldenDomain:
 
     def _special_volumes(self) -> None:
         if self.version == "v5":
-            self.put("metadata", MIB, self.bytes("4-metadata@1M.bin"))
+            self.put("metadata", MIB, self.golden("4-metadata@1M.bin"))
         else:
-            self.put("metadata", 0, self.bytes("4-metadata@0.bin"))
+            self.put("metadata", 0, self.golden("4-metadata@0.bin"))
         for mailbox in ("inbox", "outbox"):
-            self.put(mailbox, 0, self.bytes(f"2-{mailbox}@0.bin"))
+            self.put(mailbox, 0, self.golden(f"2-{mailbox}@0.bin"))
 
     def _leases(self) -> None:
-        first = self.bytes("2-ids@0.bin")
+        first = self.golden("2-ids@0.bin")
         record = first[:LEADER]
         for name in ("2-ids@512000.bin", "2-ids@1023488.bin"):
-            assert self.bytes(name)[:LEADER] == record  # all of them are the same
+            assert self.golden(name)[:LEADER] == record  # all of them are the same
         self.put("ids", 0, first + record * (HOSTS - len(first) // LEADER))
         for row in self.json("5-dump-full.json")["lockspace"]:
             self.put("ids", row["offset"], host_record(record, row))
         if self._io_timeout:
             self.put("ids", IO_TIMEOUT, struct.pack("<H", self._io_timeout))
-        self.put("leases", MIB, self.bytes("3-leases@1048576.bin"))
+        self.put("leases", MIB, self.golden("3-leases@1048576.bin"))
         for row in self.json("4-volume-leases.json"):
             self.put("leases", row["offset"], bytes.fromhex(row["first_1024_bytes_hex"]))
 
@@ -134,13 +134,13 @@ class GoldenDomain:
         what = self.json("../index.json")[f"{self.version}/2-xleases-index.bin"]
         assert hashlib.sha256(first).hexdigest() == what["sha256_full"]
         self.put("xleases", MIB, last)
-        self.put("xleases", 3 * MIB, self.bytes("5-xleases@3align-removed.bin"))
+        self.put("xleases", 3 * MIB, self.golden("5-xleases@3align-removed.bin"))
         for lease, row in self.json("5-dump-full.json")["xleases"].items():
             self.put("xleases", row["offset"], leader(self.domain, lease))
 
     def _index(self, name: str) -> bytes:
         """All of it: the golden files have its first 1024 bytes, the rest are free records."""
-        start = self.bytes(name)
+        start = self.golden(name)
         return start + leases.FREE * ((INDEX_SIZE - len(start)) // leases.RECORD)
 
     # -- data ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vdsm_storage.base import files
 from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.base.units import MIB
 from vdsm_storage.base.uuids import BLANK, new_uuid
-from vdsm_storage.domains.domain import Domain
+from vdsm_storage.domains.block import BlockDomain
 from vdsm_storage.domains.masters import NewPool
 from vdsm_storage.domains.new_domain import CreateRequest
 from vdsm_storage.domains.upgrade import UPGRADE
@@ -142,7 +143,7 @@ class Filled:
     """A domain with volumes of all sorts; the text in the slot of `damaged` is `text`."""
 
     host: BlockHost
-    domain: Domain
+    domain: BlockDomain
     lun: str
     pool: str
     volumes: list[NewVolumeRequest]
@@ -292,8 +293,8 @@ def test_killed_at_every_step(hosts: HostMaker) -> None:
         die(hosts, step, sd_id, pool)
         host = hosts.host("host")
         host.services.restore()
-        wait_for(lambda h=host: recovered(h))
-        wait_for(lambda h=host: h.world.health.usable(sd_id))
+        wait_for(partial(recovered, host))
+        wait_for(partial(host.world.health.usable, sd_id))
         filled = replace(filled, host=host, domain=host.domain(sd_id))
         assert filled.domain.metadata().version == version
         job = max(host.world.runner.all(journal.JOB), key=lambda found: found.entry.created)

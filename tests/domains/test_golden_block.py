@@ -155,7 +155,7 @@ def test_domain_lease_after_the_pool_was_made(replay: Replay) -> None:
     name = "3-leases@1048576.bin"
     mine, theirs = replay.seen[name], bytearray(golden(replay.version, name))
     theirs[WRITE_TIME] = mine[WRITE_TIME]
-    assert lease(mine) == lease(theirs)
+    assert lease(mine) == lease(bytes(theirs))
 
 
 def test_volume_leases(replay: Replay) -> None:
