@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -67,11 +68,14 @@ class CachedGroup:
         self._answer: VolumeGroup | None = None  # of the last of them, None if it failed
         self._found: _Found | None = None
         self._known: _Known | None = None
+        self._looked = 0.0  # when the last look began at which it was found so
         self._absent: frozenset[str] = frozenset()  # volumes of it that no search found
         self._parser = IncrementalParser()
 
-    def read(self) -> VolumeGroup:
+    def read(self, within: float = 0.0) -> VolumeGroup:
         """The group as it is on the storage now; the same object while it does not change.
+
+        What was read in the last `within` seconds will do, too.
 
         Raises VolumeGroupDoesNotExist, VolumeGroupScanError, InaccessiblePhysDev,
         UnexpectedVolumeGroupMetadata.
@@ -81,6 +85,9 @@ class CachedGroup:
             # A read that began after this call, while this thread waited, answers for it too.
             if self._begun > begun and self._answer is not None:
                 return self._answer
+            recent = not self._stale and time.monotonic() - self._looked < within
+            if self._known is not None and recent:
+                return self._known.group
             self._begun += 1
             self._answer = None
             self._answer = self._look()[1].group
@@ -139,6 +146,7 @@ class CachedGroup:
             self._lose()
             self._absent = frozenset()
         for _ in range(ATTEMPTS):
+            began = time.monotonic()
             found = self._found
             fresh = found is None
             if found is None:
@@ -148,6 +156,7 @@ class CachedGroup:
                 headers = found.copies.headers()
                 if self._known is None or headers != self._known.headers:
                     self._known = self._learn(found, headers, fresh)
+                self._looked = began
                 return found, self._known
             except OSError as error:
                 self._lose()

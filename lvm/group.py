@@ -51,7 +51,7 @@ UNKNOWN_OUTCOME: Final = (LvmCommandError, CommandTimeout)
 class Metadata(Protocol):
     """Where the group is read from (lvm.cache.CachedGroup)."""
 
-    def read(self) -> VolumeGroup: ...
+    def read(self, within: float = 0.0) -> VolumeGroup: ...
 
     def text(self) -> tuple[bytes, VolumeGroup]: ...
 
@@ -101,9 +101,12 @@ class Group:
     _waiting: list[_Request] = field(default_factory=list, init=False)
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def read(self) -> VolumeGroup:
-        """As it is now; cheap while nothing changed.  Raises VolumeGroupDoesNotExist (506)."""
-        return self.metadata.read()
+    def read(self, within: float = 0.0) -> VolumeGroup:
+        """As it is now, or was `within` that many seconds; cheap while nothing changed.
+
+        Raises VolumeGroupDoesNotExist (506).
+        """
+        return self.metadata.read(within)
 
     def devices(self) -> Mapping[str, str]:
         """Device by id of the physical volume."""

@@ -279,6 +279,20 @@ def test_a_manager_keeps_it() -> None:
     lock.release()
 
 
+def test_how_long_it_is_held() -> None:
+    lock = CountedLock(DOMAIN, Switch(), SystemClock())
+    assert lock.held_for() == 0.0
+    with lock.held(1):
+        time.sleep(0.05)
+        with lock.held(1):
+            assert 0.05 <= lock.held_for() < 1
+    assert lock.held_for() == 0.0
+    with lock.held(1):
+        assert lock.held_for() < 0.05
+        lock.doom()
+        assert lock.held_for() == 0.0
+
+
 def test_one_that_takes_very_long_keeps_nobody_of_its_host_waiting() -> None:
     """After a while the others go on with it.  It may hold it twice itself."""
     lock = CountedLock(DOMAIN, Switch(), SystemClock(), turn=0.2)

@@ -48,6 +48,16 @@ def cached(loops: LoopDevices, pair: tuple[str, str]) -> CachedGroup:
 # -- what does not change, and what does -----------------------------------------------------
 
 
+def test_a_recent_look_will_do(cached: CachedGroup, lvm: LvmTool) -> None:
+    before = cached.read()
+    lvm("vgchange", "--addtag", "later", "vg")
+    assert cached.read(within=60.0) is before
+    assert "later" in cached.read().tags
+    lvm("vgchange", "--deltag", "later", "vg")
+    cached.forget()
+    assert "later" not in cached.read(within=60.0).tags
+
+
 def test_same_object_until_something_changes(cached: CachedGroup, lvm: LvmTool) -> None:
     first = cached.read()
     assert comparable(first) == comparable(lvm.report("vg"))

@@ -41,6 +41,9 @@ class CheckedLock:
     def is_held(self) -> bool:
         return self._lock.is_held()
 
+    def held_for(self) -> float:
+        return self._lock.held_for()
+
     def verify(self) -> None:
         self._lock.verify()
 
@@ -98,6 +101,11 @@ class PoolLock:
     def is_held(self) -> bool:
         master = self._master()
         return self._own.is_held() and (master is None or master.is_held())
+
+    def held_for(self) -> float:
+        master = self._master()
+        own = self._own.held_for()
+        return own if master is None else min(own, master.held_for())
 
     def verify(self) -> None:
         master = self._master()

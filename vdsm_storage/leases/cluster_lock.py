@@ -203,6 +203,11 @@ class CountedLock:
         with self._changed:
             return self._count > 0 and not self._lost
 
+    def held_for(self) -> float:
+        with self._changed:
+            held = self._count > 0 and not self._lost
+            return self._clock.monotonic() - self._since if held else 0.0
+
     def verify(self) -> None:
         """To be called right before what the lock guards is written.
 

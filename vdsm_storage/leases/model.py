@@ -63,6 +63,10 @@ class ClusterLock(Protocol):
     def is_held(self) -> bool:
         """Whether this process holds it now, without I/O."""
 
+    def held_for(self) -> float:
+        """Seconds that this process has held it without a break, without I/O; 0.0 if it does not.
+        """
+
     def verify(self) -> None:
         """Right before a write that it guards: AcquireLockFailure (651) if it was held and no
         longer keeps other hosts out.  Nothing happens when it is not held."""
