@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ class World:
     multipath: Multipath
     used: dict[str, list[str]] = field(default_factory=dict)
     came: list[int] = field(default_factory=list)
+    idle: set[str] = field(default_factory=set)  # devices of a domain that is not in use
+
+    def let_go(self, devices: Sequence[str]) -> None:
+        self.tree.dm.opened -= {os.path.basename(path) for path in self.idle.intersection(devices)}
 
     def connect(self, *portals: dict[str, Any], kind: str = "ISCSI") -> list[int]:
         return [one["status"] for one in self.san.connect(kind, portals)]
@@ -119,7 +124,7 @@ def build(root: Path, state: Path, logins: int = 10) -> World:
         SanBase(lower, Rescan(lower, lanes, clock), lanes, Locks(clock), memory, clock, logins)
     )
     world = World(tree, san, iscsi, memory, lower.multipath)
-    san.watch(lambda: world.used, lambda: world.came.append(1))
+    san.watch(lambda: world.used, world.let_go, lambda: world.came.append(1))
     return world
 
 
@@ -267,6 +272,12 @@ def test_domain_may_let_go_a_moment_later(world: World) -> None:
 def test_what_a_program_has_open_stays(world: World) -> None:
     world.tree.dm.opened.add(SECOND)
     assert world.disconnect(*map(portal, PORTALS)) == [0, 452]
+
+
+def test_domain_that_is_not_in_use_lets_go(world: World) -> None:
+    world.tree.dm.opened |= {FIRST, SECOND}
+    world.idle = {f"/dev/mapper/{FIRST}", f"/dev/mapper/{SECOND}"}
+    assert world.disconnect(*map(portal, PORTALS)) == [0, 0]
 
 
 def test_forgotten_after_disconnect(world: World) -> None:

@@ -42,6 +42,7 @@ TYPES: Final = (ISCSI, FCP)
 LOGINS: Final = 90.0  # seconds for all logins of a call; its answer is due in 170
 IN_USE_WAIT: Final = 20.0  # seconds that a domain may take to let go of its devices
 RESTORE_WAIT: Final = 60.0
+ASK_AGAIN: Final = 2.0  # seconds between two requests to let go of devices
 GONE_WAIT: Final = 10.0  # seconds for the maps of a session that ended to go
 _LEAVING: Final = Lock("04_san", "logout")  # one call decides at a time which path is the last
 _POLL: Final = 0.2
@@ -84,14 +85,20 @@ class San:
         self._clock = base.clock
         self._turn = threading.BoundedSemaphore(base.logins)
         self._in_use: Callable[[], Mapping[str, Sequence[str]]] = dict
+        self._let_go: Callable[[Sequence[str]], None] = lambda devices: None
         self._on_change: Callable[[], None] = lambda: None
 
     def watch(
-        self, in_use: Callable[[], Mapping[str, Sequence[str]]], on_change: Callable[[], None]
+        self,
+        in_use: Callable[[], Mapping[str, Sequence[str]]],
+        let_go: Callable[[Sequence[str]], None],
+        on_change: Callable[[], None],
     ) -> None:
         """Wiring.  `in_use()` gives the devices (paths) of each domain in use, by domain;
-        `on_change()` is called after devices came."""
+        `let_go(devices)` closes what has devices open and is not in use; `on_change()` is called
+        after devices came."""
         self._in_use = in_use
+        self._let_go = let_go
         self._on_change = on_change
 
     # -- the verbs ---------------------------------------------------------------------------
@@ -226,12 +233,17 @@ class San:
     ) -> _Leaver:
         """Waits for who is just letting go.  Raises DisconnectionFailed (452)."""
         going = {session.id, *(one.id for one in leaving)}
-        nothing = threading.Event()
+        nothing, asked = threading.Event(), Deadline(self._clock, 0.0)
         while True:
             disks = {disk.name for disk in self._scsi.disks() if disk.session in going}
             maps = [one for one in self._multipath.maps() if _uses(one, disks)]
             last = [one for one in maps if all(path.device in disks for path in one.working)]
             users = self._users(last)
+            if users and asked.passed():
+                # Whoever has them open without using them.
+                asked = Deadline(self._clock, ASK_AGAIN)
+                self._let_go([one.path for one in last])
+                users = self._users(last)
             if not users:
                 return _Leaver(session, tuple(maps))
             if deadline.passed():

@@ -154,7 +154,7 @@ class DomainServices:
             self._lanes.submit("recover devices", recover, RECOVERY)
 
         self.connections.watch(self.pools.in_use, changed)
-        self.san.watch(self._devices_in_use, devices_came)
+        self.san.watch(self._devices_in_use, self._let_go, devices_came)
 
     def _devices_in_use(self) -> dict[str, list[str]]:
         """The devices of the block domains that are in use."""
@@ -165,6 +165,20 @@ class DomainServices:
             except AgentError as error:
                 log.warning("The devices of domain %s cannot be told: %s", sd_id, error)
         return found
+
+    def _let_go(self, devices: Sequence[str]) -> None:
+        """Close the block domains on these devices that are not in use."""
+        used = self.pools.in_use(BLOCK)
+        names = {found.name for found in self.groups.scan(devices).values()}
+        idle = []
+        for sd_id in names.difference(used):
+            try:
+                idle.append(self.registry.get(sd_id))
+            except AgentError:  # it is another's group
+                continue
+        self._close(idle)
+        for domain in idle:
+            self.registry.forget(domain.id)
 
     def _upgrade(self, pool_id: str, version: int) -> None:
         """A new manager brings the pool's domains to the version that the engine expects."""
@@ -274,7 +288,10 @@ class DomainServices:
     def _close_domains(self) -> None:
         """Those that were looked at and are in no pool, too; each in its own lane."""
         domains = [self.registry.peek(sd_id) for sd_id in self.registry.known()]
-        work = [self._lanes.submit(f"close {d.id}", d.close, CLOSE) for d in domains if d]
+        self._close([domain for domain in domains if domain is not None])
+
+    def _close(self, domains: Sequence[Domain]) -> None:
+        work = [self._lanes.submit(f"close {d.id}", d.close, CLOSE) for d in domains]
         wait(work, CLOSE)
         for future in work:
             if future.done() and (error := future.exception()) is not None:
