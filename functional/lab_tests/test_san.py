@@ -45,7 +45,7 @@ class World:
     def __init__(self, agent: AgentProcess, loops: Loops) -> None:
         self.agent = agent
         self.loops = loops
-        self.disks = [loops.make(2 * GIB), loops.make(GIB, sector=4096)]
+        self.disks = [loops.make(20 * GIB), loops.make(GIB, sector=4096)]
         self.open = Target(portals=PORTALS)
         self.luns = [self.open.add_lun(disk) for disk in self.disks]
         self.locked = Target(portals=(LOCKED, f"[{OPEN}]"), chap=(USER, PASSWORD))
@@ -242,7 +242,7 @@ def test_device_list_is_as_engines_know_it(world: World) -> None:
         key: type(value) for key, value in golden[0].items()
     }
     assert set(free["pathlist"][0]) == set(golden[0]["pathlist"][0])
-    assert (free["capacity"], sectors["capacity"]) == (str(2 * GIB), str(GIB))
+    assert (free["capacity"], sectors["capacity"]) == (str(20 * GIB), str(GIB))
     assert free["serial"] == f"SLIO-ORG_IBLOCK_{world.luns[0].serial}"
     assert (free["status"], sectors["status"]) == ("free", "unusable")
     assert sectors["logicalblocksize"] == "4096"
@@ -299,11 +299,11 @@ def test_volume_group(world: World) -> None:
 
 
 def test_lun_grows(world: World) -> None:
-    world.loops.grow(world.disks[0], 4 * GIB)
+    world.loops.grow(world.disks[0], 24 * GIB)
     name = world.luns[0].wwid
     found = world.devices(guids=[name], checkStatus=False)
-    assert found[name]["capacity"] == str(4 * GIB)
-    assert run("blockdev", "--getsize64", f"/dev/mapper/{name}").strip() == str(4 * GIB)
+    assert found[name]["capacity"] == str(24 * GIB)
+    assert run("blockdev", "--getsize64", f"/dev/mapper/{name}").strip() == str(24 * GIB)
 
 
 def test_new_lun_is_found(world: World) -> None:
@@ -417,17 +417,40 @@ def test_ipv6(world: World) -> None:
 # -- logout --------------------------------------------------------------------------------------
 
 
-def test_last_path_of_what_is_in_use_stays(world: World) -> None:
+def test_last_path_of_a_domain_in_use_stays(world: World) -> None:
+    """A domain on a LUN: made, watched, its devices kept while it is."""
+    assert world.connect(*world.both()) == [0, 0]
     name = world.luns[0].wwid
-    fd = os.open(f"/dev/mapper/{name}", os.O_RDONLY)
-    try:
-        assert world.disconnect(*world.both()) == [0, 452]
-        assert list(sessions().values()) == [PORTALS[1]]
-        assert f"last path to {name}" in world.log()
-    finally:
-        os.close(fd)
+    group = world.call("LVMVolumeGroup.create", name=VG, devlist=[name], force=False)
+    world.call(
+        "StorageDomain.create",
+        storagedomainID=VG, domainType=ISCSI, typeArgs=group, name="lab", domainClass=1,
+        version="5", blockSize=512, maxHosts=250,
+    )  # fmt: skip
+    info = world.call("StorageDomain.getInfo", storagedomainID=VG)
+    assert (info["type"], info["vguuid"]) == ("ISCSI", group)
+    assert info["metadataDevice"] == info["vgMetadataDevice"] == name
+    world.call("Host.startMonitoringDomain", sdUUID=VG, hostID=1)
+    wait_for("it is watched", lambda: acquired(world))
+    assert world.disconnect(*world.both()) == [0, 452]
+    assert f"last path to {name}, which domain {VG} uses" in world.log()
+    assert list(sessions().values()) == [PORTALS[1]]
+    # Nobody watches it any more: it lets go of the LUN, which may leave and come again.
+    world.call("Host.stopMonitoringDomain", sdUUID=VG)
+    assert world.disconnect(*world.both()) == [0, 0]
+    assert world.connect(*world.both()) == [0, 0]
+    world.call("StorageDomain.format", storagedomainID=VG, autoDetach=False)
+    assert world.code("LVMVolumeGroup.getInfo", lvmvolumegroupID=group) == 506
+
+
+def acquired(world: World) -> bool:
+    domains = world.call("Host.getStats")["storageDomains"]
+    return VG in domains and domains[VG]["acquired"] and domains[VG]["actual"]
+
+
+def test_nothing_stays_behind(world: World) -> None:
     assert world.disconnect(*world.both()) == [0, 0]
     assert sessions() == {}
     assert records() == []
-    assert world.devices(refresh=False) == {}
+    assert world.devices(checkStatus=False, refresh=False) == {}
     assert not list(Path("/sys/block").glob("sd*"))
