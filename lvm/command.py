@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from vdsm_storage.base.cancel import Cancel
@@ -47,6 +48,14 @@ NOISE: Final = re.compile(
 _VERSION: Final = re.compile(rb"LVM version:\s*(\d+)\.(\d+)\.(\d+)")
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Following a command of hours: stop it, get its output as it comes."""
+
+    cancel: Cancel | None
+    on_output: Callable[[bytes], None]
+
+
 class Lvm:
     """`directory` holds lvm.conf, locks and archive; it is made here, and private.
 
@@ -74,11 +83,12 @@ class Lvm:
         vg: str = "",
         driver: bool = False,
         timeout: float | None = None,
-        cancel: Cancel | None = None,
-        on_output: Callable[[bytes], None] | None = None,
+        watch: Watch | None = None,
+        fence: Callable[[], None] | None = None,
     ) -> Result:
         """Run `lvm argv` on `devices`.  `driver` lets it talk to device-mapper; without, a
-        command changes metadata only.
+        command changes metadata only.  `fence` is called when the command's turn has come, right
+        before it starts; when it raises, the command does not.
 
         Raises LvmCommandError (621) with lvm's own words, CommandTimeout, and ActionStopped when
         cancelled.  What a command did that failed or was stopped is for the caller to find out.
@@ -90,14 +100,16 @@ class Lvm:
         order = Command(
             ["lvm", command, *where, *mapper, *rest],
             timeout=limit,
-            cancel=cancel,
-            on_output=on_output,
+            cancel=watch.cancel if watch is not None else None,
+            on_output=watch.on_output if watch is not None else None,
             env={"LVM_SYSTEM_DIR": self.directory, "LVM_SUPPRESS_FD_WARNINGS": "1"},
         )
         turn = self._turn if limit <= self.timeout else threading.Semaphore()
         if not turn.acquire(timeout=limit):
             raise ResourceExhausted(resource="The queue of lvm commands", limit=self._commands)
         try:
+            if fence is not None:
+                fence()
             return run(order)
         except CommandError as error:
             text = str(error.facts["stderr"])

@@ -289,8 +289,7 @@ class Group:
             os.unlink(path)
 
     def _run(self, argv: Sequence[str], devices: Mapping[str, str]) -> None:
-        self.fence()
-        self.lvm.run(argv, sorted(devices.values()), vg=self.name)
+        self.lvm.run(argv, sorted(devices.values()), vg=self.name, fence=self.fence)
 
     # -- the other way -----------------------------------------------------------------------
 

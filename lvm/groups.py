@@ -171,9 +171,10 @@ class Groups:
             text, model = group.metadata.text()
             self._archive.keep(name, model.seqno, text)
             try:
-                self._run(["vgremove", "--yes", name], devices, name)
-            except LvmCommandError as error:
-                raise VolumeGroupRemoveError(vg=name, reason=_words(error)) from error
+                self._run(["vgremove", "--yes", name], devices, name, group)
+            except (LvmCommandError, CommandTimeout) as error:
+                if self._is_there(group):
+                    raise VolumeGroupRemoveError(vg=name, reason=_words(error)) from error
             self._drop(name)
             self._unmake_volumes(name, devices)
 
@@ -195,7 +196,7 @@ class Groups:
             try:
                 self._make_volumes(name, new, force)
                 argv = ["vgextend", "--autobackup", "n", name, *new]
-                self._run(argv, [*present, *new], name)
+                self._run(argv, [*present, *new], name, group)
             except (LvmCommandError, CommandTimeout) as error:
                 group.forget()
                 if len(group.read().pvs) < count:
@@ -222,7 +223,7 @@ class Groups:
                 )
             try:
                 argv = ["vgreduce", "--autobackup", "n", name, device]
-                self._run(argv, self._devices(group, model), name)
+                self._run(argv, self._devices(group, model), name, group)
             except (LvmCommandError, CommandTimeout) as error:
                 group.forget()
                 if pv.uuid in {volume.uuid for volume in group.read().pvs.values()}:
@@ -241,7 +242,7 @@ class Groups:
             model = group.read()
             uuid = self._volume(group, model, device).uuid
             try:
-                self._run(["pvresize", device], self._devices(group, model), name)
+                self._run(["pvresize", device], self._devices(group, model), name, group)
             except (LvmCommandError, CommandTimeout) as error:
                 raise CouldNotResizePhysicalVolume(device=device, reason=_words(error)) from error
             group.forget()
@@ -287,8 +288,11 @@ class Groups:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _run(self, argv: Sequence[str], devices: Sequence[str], vg: str) -> None:
-        self._lvm.run(argv, list(dict.fromkeys(devices)), vg=vg)
+    def _run(
+        self, argv: Sequence[str], devices: Sequence[str], vg: str, group: Group | None = None
+    ) -> None:
+        fence = group.fence if group is not None else None
+        self._lvm.run(argv, list(dict.fromkeys(devices)), vg=vg, fence=fence)
 
     def _make_volumes(self, vg: str, devices: Sequence[str], force: bool) -> None:
         forced = ["--yes", "-ff"] if force else []
@@ -302,6 +306,14 @@ class Groups:
             self._run(["pvremove", *devices], devices, vg)
         except (LvmCommandError, CommandTimeout) as error:
             log.warning("labels stay on %s: %s", ", ".join(devices), error)
+
+    def _is_there(self, group: Group) -> bool:
+        group.forget()
+        try:
+            group.read()
+        except VolumeGroupDoesNotExist:
+            return False
+        return True
 
     def _devices(self, group: Group, model: VolumeGroup) -> list[str]:
         return sorted(group.all_devices(model).values())

@@ -27,7 +27,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.lvm.allocation import free_areas
 from vdsm_storage.lvm.checks import forbid_metadata_pv
-from vdsm_storage.lvm.command import Lvm
+from vdsm_storage.lvm.command import Lvm, Watch
 from vdsm_storage.lvm.devices import same
 from vdsm_storage.lvm.group import Group
 from vdsm_storage.lvm.model import PhysicalVolume, VolumeGroup
@@ -69,11 +69,17 @@ def move(lvm: Lvm, group: Group, request: Request, cancel: Cancel | None) -> Non
 def _run(
     lvm: Lvm, group: Group, argv: Sequence[str], request: Request, cancel: Cancel | None
 ) -> None:
-    output = Progress(request.progress)
     devices = sorted(group.all_devices(group.read()).values())
-    more = {"driver": True, "timeout": LONGEST, "cancel": cancel, "on_output": output}
+    watch = Watch(cancel, Progress(request.progress))
     try:
-        lvm.run(argv, devices, vg=group.name, **more)  # type: ignore[arg-type]
+        lvm.run(
+            *(argv, devices),
+            vg=group.name,
+            driver=True,
+            timeout=LONGEST,
+            watch=watch,
+            fence=group.fence,
+        )
     except (ActionStopped, CommandTimeout):
         abort(lvm, group, request.source)
         raise
@@ -94,7 +100,7 @@ def abort(lvm: Lvm, group: Group, source: str) -> None:
     log.warning("volume group %s: the move of data is aborted", group.name)
     devices = sorted(group.all_devices(group.read()).values())
     try:
-        lvm.run(["pvmove", "--abort"], devices, vg=group.name, driver=True)
+        lvm.run(["pvmove", "--abort"], devices, vg=group.name, driver=True, fence=group.fence)
     except (LvmCommandError, CommandTimeout) as error:
         if unfinished(group.read()):
             reason = f"the move cannot be aborted: {error}"

@@ -13,7 +13,7 @@ import pytest
 from tests.lvm.conftest import LoopDevices
 from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.errors import ActionStopped, CommandTimeout, LvmCommandError, ResourceExhausted
-from vdsm_storage.lvm.command import Lvm, own_words
+from vdsm_storage.lvm.command import Lvm, Watch, own_words
 
 # An lvm that shows how it was called, and sleeps when it is told to.
 FAKE = """\
@@ -50,13 +50,13 @@ def test_time_out_cancel_and_turn(fake: Lvm) -> None:
     threading.Timer(0.2, cancel.request).start()
     begun = time.monotonic()
     with pytest.raises(ActionStopped):
-        fake.run(["sleep"], [], cancel=cancel)
+        fake.run(["sleep"], [], watch=Watch(cancel, print))
     assert time.monotonic() - begun < 5
     cancel = Cancel()
 
     def hold() -> None:
         with pytest.raises(ActionStopped):
-            fake.run(["sleep"], [], cancel=cancel)
+            fake.run(["sleep"], [], watch=Watch(cancel, print))
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -117,3 +117,27 @@ def test_the_directory_is_private_and_the_configuration_our_own(tmp_path: Path) 
         shown.partition("=")[2]
         == '"' + str(directory / "locks").replace("\\", "\\\\").replace('"', '\\"') + '"'
     )
+
+
+def test_the_fence_is_asked_when_the_turn_has_come(fake: Lvm) -> None:
+    """A command may wait for long behind others; what was true before says nothing then."""
+    asked: list[float] = []
+    holder = threading.Thread(target=lambda: _hold(fake))
+    holder.start()
+    time.sleep(0.3)
+    begun = time.monotonic()
+    fake.run(["lvs"], [], fence=lambda: asked.append(time.monotonic()))
+    assert asked[0] - begun > 0.3
+    holder.join()
+
+    def lost() -> None:
+        raise ActionStopped
+
+    with pytest.raises(ActionStopped):
+        fake.run(["lvs"], [], fence=lost)
+    assert fake.run(["lvs"], []).stdout
+
+
+def _hold(fake: Lvm) -> None:
+    with pytest.raises(CommandTimeout):
+        fake.run(["sleep"], [], timeout=1.0)

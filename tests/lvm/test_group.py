@@ -23,6 +23,7 @@ from tests.lvm.writing import (
     told,
 )
 from vdsm_storage.errors import (
+    ActionStopped,
     CannotCreateLogicalVolume,
     CommandTimeout,
     InaccessiblePhysDev,
@@ -353,3 +354,18 @@ def test_earlier_metadata_is_kept(made: Made, tmp_path: Path) -> None:
         group.archive.keep(VG, 100 + n, b"x")
     assert len(group.archive.kept(VG)) == 10
     assert group.archive.kept(VG)[0].endswith("_119.vg")
+
+
+def test_nothing_is_written_when_the_lock_may_be_lost(made: Made) -> None:
+    group, _ = made
+    before = group.apply(CreateLv("a", MIB))
+
+    def lost() -> None:
+        raise ActionStopped
+
+    group.fence = lost
+    for changes in ([ExtendLv("a", 9 * MIB)], [ExtendLv("a", 9 * MIB), RetagVg(("T",))]):
+        with pytest.raises(ActionStopped):
+            group.apply(*changes)
+    assert group.apply(ExtendLv("a", MIB)) is before
+    assert group.read() is before

@@ -55,13 +55,13 @@ class Storage:
         self.group = Group(VG, self, self, Archive(str(directory)))  # type: ignore[arg-type]
         self.percents: list[float] = []
 
-    def read(self) -> VolumeGroup:
+    def read(self, within: float = 0.0) -> VolumeGroup:
         return self.model
 
     def text(self) -> tuple[bytes, VolumeGroup]:
         return b"", self.model
 
-    def devices(self) -> Mapping[str, str]:
+    def devices(self, group: VolumeGroup | None = None) -> Mapping[str, str]:
         return {f"uuid-{n}": f"/dev/{n}" for n in range(3)}
 
     def forget(self) -> None:
@@ -70,6 +70,7 @@ class Storage:
     def run(self, argv: Sequence[str], devices: Sequence[str], **more: Any) -> Result:
         assert devices == ["/dev/0", "/dev/1", "/dev/2"]
         assert more["driver"]
+        more["fence"]()
         self.ran.append(argv)
         self.plays["abort" if "--abort" in argv else "move"](more)
         return Result(b"", b"", 0.0)
@@ -83,9 +84,9 @@ class Storage:
     ) -> Callable[[Mapping[str, Any]], None]:
         def play(more: Mapping[str, Any]) -> None:
             self.model = model
-            if "on_output" in more:
+            if "watch" in more:
                 for piece in (b"  /dev/1: Mov", b"ed: 3.33%\n  /dev/1: Moved: 50,0", b"0%\n"):
-                    more["on_output"](piece)
+                    more["watch"].on_output(piece)
             if error is not None:
                 raise error
 
@@ -184,3 +185,17 @@ def test_a_move_that_leaves_something_is_a_failure(storage: Storage) -> None:
     storage.plays["move"] = storage.becomes(BEFORE)
     with pytest.raises(CouldNotMovePVData, match="30 extents are still there"):
         storage.move("/dev/1")
+
+
+def test_nothing_runs_when_the_lock_may_be_lost(storage: Storage) -> None:
+    def lost() -> None:
+        raise ActionStopped
+
+    storage.group.fence = lost
+    storage.model = DURING
+    with pytest.raises(ActionStopped):
+        storage.move("/dev/1")
+    storage.model = BEFORE
+    with pytest.raises(ActionStopped):
+        storage.move("/dev/1")
+    assert storage.ran == []
