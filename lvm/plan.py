@@ -119,14 +119,18 @@ class _State:
     def result(self) -> VolumeGroup:
         lvs = dict(self.group.lvs)
         for name, lv in self.changed.items():
+            old = lvs.get(name)
             if lv is None:
                 lvs.pop(name, None)
-            elif name in lvs and lvs[name].uuid != lv.uuid:  # made anew: it stands at the end
+            elif old is not None and old.uuid != lv.uuid:  # made anew: it stands at the end
                 del lvs[name]
                 lvs[name] = lv
+            elif old is not None:
+                lvs[name] = dataclasses.replace(lv, tags=_in_order(old.tags, lv.tags))
             else:
                 lvs[name] = lv
-        return dataclasses.replace(self.group, lvs=lvs, tags=self.tags, seqno=self.group.seqno + 1)
+        tags = _in_order(self.group.tags, self.tags)
+        return dataclasses.replace(self.group, lvs=lvs, tags=tags, seqno=self.group.seqno + 1)
 
     def do(self, change: Change) -> None:
         """Raises what the caller is told."""
@@ -204,6 +208,11 @@ class _State:
         what = f"logical volume {lv} is not a plain one" if lv else "data is being moved"
         reason = f"{what}; end or abort the move of its data first"
         return UnexpectedVolumeGroupMetadata(vg=self.group.name, reason=reason)
+
+
+def _in_order(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """Tags that went and came again are no change."""
+    return old if set(old) == set(new) else new
 
 
 def _alike(wanted: LogicalVolume | None, found: LogicalVolume | None) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lvm.conftest import LoopDevices, LvmTool
@@ -207,6 +207,7 @@ changes = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(changes, min_size=1, max_size=4), min_size=1, max_size=12))
 def test_the_text_reads_back_as_planned(transactions: list[list[Change]]) -> None:
     plan = make_plan(parse_group(TEXT.encode()), transactions)

@@ -115,6 +115,15 @@ def test_a_tag_that_is_removed_and_added_is_there_and_new_ones_are_last() -> Non
     assert plan.after.lvs["a"].tags == ("Y", "Z", "A")
 
 
+def test_tags_that_go_and_come_again_are_no_change() -> None:
+    group = group_of(volume("a", ("pv0", 0, 3), tags=("X", "Y")))
+    gone = [RetagLv("a", remove=("X",)), RetagVg(remove=("OLD",)), RetagVg(add=("NEW",))]
+    back = [RetagLv("a", add=("X",)), RetagVg(add=("OLD",), remove=("NEW",))]
+    plan = plan_of(group, gone, back)
+    assert not plan.changes
+    assert (plan.after.lvs["a"].tags, plan.after.tags) == (("X", "Y"), ("OLD",))
+
+
 def test_a_transaction_that_fails_leaves_nothing_and_disturbs_no_other() -> None:
     group = group_of(volume("a", ("pv0", 0, 3)), pvs=(10,))
     plan = plan_of(
