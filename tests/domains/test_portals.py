@@ -61,7 +61,9 @@ def test_refused(key: str, value: str) -> None:
     assert error.value.code == 453
 
 
-@pytest.mark.parametrize("password", ["zz\nnode.startup = automatic", " zz", "zz ", "z" * 256, "zz\0"])
+@pytest.mark.parametrize(
+    "password", ["zz\nnode.startup = automatic", " zz", "zz ", "z" * 256, "zz\0"]
+)
 def test_passwords_that_would_be_read_as_something_else(password: str) -> None:
     with pytest.raises(ConnectionInvalid) as error:
         parse({**SENT, "user": "bob", "password": Secret(password)})

@@ -56,7 +56,7 @@ def test_an_engine_can_read_them(facts: HostFacts) -> None:
 
 def test_health_of_multipath_is_told() -> None:
     sick = {"360014050": {"valid_paths": 1, "failed_paths": ["8:16"]}}
-    facts = HostFacts(KernelFiles(), SystemClock(), "1", ("/",), lambda: {}, lambda: sick)
+    facts = HostFacts(KernelFiles(), SystemClock(), "1", ("/",), dict, lambda: sick)
     stats = facts.stats()
     assert stats["multipathHealth"] == sick
     Checker(Schema()).check_reply("Host.getStats", stats)
