@@ -55,6 +55,7 @@ ONLY: Mapping[str, Collection[str]] = {
 
 # Roots of threads and tasks: where an error must not end the loop.  Module -> functions.
 BROAD_EXCEPT: Mapping[str, Collection[str]] = {
+    "base.aside": ("run",),
     "base.lanes": ("_work",),
     "host.bounded": ("_work",),
     "leases.lost": ("_run",),

@@ -237,7 +237,7 @@ class BlockGrowth:
         with self._alone(domain):
             op.step("locked")
             if guid(metadata_pv(domain.group.read()).device) == op.params["guid"]:
-                reason = "it has the domain's metadata: move that off it first"
+                reason = "it has the domain's metadata, which stays where it is"
                 raise ForbiddenPhysicalVolumeOperation(
                     device=op.params["guid"], reason=reason
                 )
