@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How block domains scale with the number of logical volumes, against bare lvm in the same run.
+
+With N volumes in a volume group, on a loop device, without device-mapper:
+
+- a look at one volume, or at the whole group, while nothing changed: against `lvs` of the same
+- the same after another lvm changed five volumes
+- Volume.create and Volume.extendSize through an agent, from the request to the end of its task,
+  against the lvm commands that it runs for it, bare and one behind the other:
+    a raw volume: lvcreate, lvchange; a cow volume: the same, and the activation and deactivation
+    between them; extending: lvextend
+- ten of them at once against one
+- reading the metadata of 2,000 volumes against one large direct read
+- what the agent's memory grows by for a volume
+
+The agent is the pool manager, as an engine's host is, so that the lease of the domain is held.
+What is not lvm's work counts against the agent: the request, the journal, the volume's own lease,
+its metadata.  That is some ten milliseconds whatever N is, so that the promise about single changes
+is one for large groups; for small ones they are told, and nothing is promised.  A domain has at
+most 1,947 volumes by its format: where N is larger, the others in its volume group are in no
+domain.
+
+    benchmarks/block_scale.py [--quick] [--json]
+
+--quick stops at 1,000 volumes.  Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.scale_agent import COW, RAW, Domain, domain_in_use
+from benchmarks.scale_group import EXTENT, TIB, Bench, Volume, loop_device, new_volumes
+from vdsm_storage.base.files import read_direct
+from vdsm_storage.domains import block_names as names
+from vdsm_storage.domains.block_slots import METADATA_SIZE, SLOT_SIZE, Slots, slot_offset
+from vdsm_storage.lvm.changes import CreateLv, ExtendLv, RetagLv
+
+SIZES = (10, 350, 1000, 3000, 10000)
+QUICK = 1000  # the largest N of --quick
+LARGE = 1000  # of this N on all promises hold
+LARGEST = (20000, 30000)  # where one extend is expected to take a second
+ROUNDS = 7  # of a measurement; the best of both sides count, what else runs here only adds time
+TRIES = 3  # times that many rounds, while a promise is not kept
+SLOTS = 2000
+KIB = 1024
+LOOK = ("--noheadings", "-o", "lv_name,lv_size,lv_tags,seg_pe_ranges")
+
+
+@dataclass
+class Row:
+    """One promise at one N.  `ours` and `against` are median milliseconds, for information."""
+
+    name: str
+    volumes: int
+    value: float
+    limit: float | None
+    at_least: bool = False
+    ours: float = 0.0
+    against: float = 0.0
+
+    @property
+    def kept(self) -> bool:
+        if self.limit is None:
+            return True
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def wall(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+@dataclass
+class Table:
+    rows: list[Row] = field(default_factory=list)
+
+    def compare(
+        self,
+        row: Row,
+        ours: Callable[[], float],
+        against: Callable[[], float],
+        repeat: int = 1,
+    ) -> Row:
+        """Both give seconds, and alternate; `repeat` looks of ours are one measurement."""
+        mine: list[float] = []
+        bare: list[float] = []
+        for _ in range(TRIES):
+            for _ in range(ROUNDS):
+                mine += [ours() for _ in range(repeat)]
+                bare.append(against())
+            row.value = min(bare) / min(mine) if row.at_least else min(mine) / min(bare)
+            if row.kept:
+                break
+        row.ours = statistics.median(mine) * 1000
+        row.against = statistics.median(bare) * 1000
+        self.add(row)
+        return row
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        if "-v" in sys.argv:
+            print(asdict(row), file=sys.stderr, flush=True)
+
+
+class Scale:
+    """The measurements at one N, in a group that holds `volumes`."""
+
+    def __init__(self, table: Table, bench: Bench, volumes: Sequence[Volume]) -> None:
+        self.table, self.bench, self.volumes = table, bench, volumes
+        self.count = len(volumes)
+        self._sizes = {volume.name: EXTENT for volume in volumes}
+
+    def row(self, name: str, limit: float | None, at_least: bool = False) -> Row:
+        return Row(name, self.count, 0.0, limit, at_least)
+
+    def if_large(self, limit: float) -> float | None:
+        return limit if self.count >= LARGE else None
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def looks(self) -> None:
+        bench, group = self.bench, self.bench.group
+        name = self.volumes[self.count // 2].name
+        group.read()
+        self.table.compare(
+            self.row("a look at one volume: lvs / ours", 100, at_least=True),
+            lambda: wall(lambda: group.read().lvs[name]),
+            lambda: wall(lambda: bench.lvm("lvs", *LOOK, f"{bench.name}/{name}")),
+            repeat=20,
+        )
+        self.table.compare(
+            self.row("a look at the whole group: lvs / ours", 100, at_least=True),
+            lambda: wall(lambda: list(group.read().lvs.values())),
+            lambda: wall(lambda: bench.lvm("lvs", *LOOK, bench.name)),
+            repeat=20,
+        )
+
+    def look_after_changes(self) -> None:
+        bench, group = self.bench, self.bench.group
+
+        def ours() -> float:
+            tag = f"changed_{uuid.uuid4().hex[:8]}"
+            some = [f"{bench.name}/{v.name}" for v in random.sample(list(self.volumes), 5)]
+            bench.lvm("lvchange", "--autobackup", "n", "--addtag", tag, *some)
+            took = wall(group.read)
+            found = [lv for lv in group.read().lvs.values() if tag in lv.tags]
+            if len(found) != 5:
+                raise SystemExit(f"{len(found)} of 5 changes were seen")
+            return took
+
+        self.table.compare(
+            self.row("the same after 5 changes: lvs / ours", self.if_large(10), at_least=True),
+            ours,
+            lambda: wall(lambda: bench.lvm("lvs", *LOOK, bench.name)),
+        )
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def grown(self, volume: Volume) -> int:
+        """One extent more than the last time."""
+        self._sizes[volume.name] += EXTENT
+        return self._sizes[volume.name]
+
+    def bare_extend(self) -> float:
+        volume = self.volumes[1]
+        [argv] = self.bench.commands(ExtendLv(volume.name, self.grown(volume)))
+        return wall(lambda: self.bench.lvm(*argv))
+
+    def bare_create(self, activate: Callable[[str], None] | None = None) -> float:
+        """A volume of one extent, tagged as half made, then not any more."""
+        bench, name = self.bench, str(uuid.uuid4())
+        half_made = (names.INITIALIZING, f"{names.OWNER}1")
+        tags = (f"IU_{uuid.uuid4()}", f"PU_{uuid.UUID(int=0)}", "MD_1", *half_made)
+        [argv] = bench.commands(CreateLv(name, EXTENT, tags))
+        took = wall(lambda: bench.lvm(*argv))
+        if activate is not None:
+            took += wall(lambda: activate(name))
+        [argv] = bench.commands(RetagLv(name, (), half_made))
+        took += wall(lambda: bench.lvm(*argv))
+        bench.lvm("lvremove", "--yes", "--autobackup", "n", f"{bench.name}/{name}")
+        return took
+
+    def extends(self, domain: Domain) -> None:
+        first, rest = self.volumes[0], self._rest(self.bare_extend)
+
+        def one() -> float:
+            size = self.grown(first)
+            return domain.wall(lambda: [domain.extend(first, size)], rest)
+
+        row = self.row("Volume.extendSize / bare lvm", self.if_large(1.25))
+        self.table.compare(row, one, self.bare_extend)
+        row = self.row("ten extendSize at once / one", 2.5)
+        self.table.compare(row, lambda: self.together(domain, rest), one)
+
+    def together(self, domain: Domain, rest: float = 0.0) -> float:
+        """Ten volumes at once."""
+        wanted = [(volume, self.grown(volume)) for volume in self.volumes[:10]]
+        return domain.wall(lambda: [domain.extend(*each) for each in wanted], rest)
+
+    def creates(self, domain: Domain) -> None:
+        rest = self._rest(self.bare_create)
+
+        def activate(name: str) -> None:
+            domain.standin.activate(self.bench.group, [name])
+            domain.standin.deactivate(self.bench.group, [name])
+
+        self.table.compare(
+            self.row("Volume.create, raw / bare lvm", self.if_large(1.25)),
+            lambda: domain.wall(lambda: [domain.create(RAW)], rest),
+            self.bare_create,
+        )
+        self.table.compare(
+            self.row("Volume.create, cow / bare lvm", self.if_large(1.25)),
+            lambda: domain.wall(lambda: [domain.create(COW)], rest),
+            lambda: self.bare_create(activate),
+        )
+
+    @staticmethod
+    def _rest(bare: Callable[[], float]) -> float:
+        return min(bare() for _ in range(3)) * 0.6
+
+
+def reading_slots(table: Table, directory: Path) -> None:
+    """The metadata volume is a file here: the format is what is measured, not the device."""
+    path = directory / "metadata"
+    path.write_bytes(random.randbytes(METADATA_SIZE))
+    slots, start = Slots(str(path), 5), slot_offset(1, 5)
+    length = slot_offset(SLOTS, 5) + SLOT_SIZE - start
+    wanted = range(1, SLOTS + 1)
+    row = Row(f"reading {SLOTS:,} metadata slots / one direct read", SLOTS, 0.0, 3)
+    begin = start // 4096 * 4096
+    table.compare(
+        row,
+        lambda: wall(lambda: slots.read_all(wanted)),
+        lambda: wall(lambda: read_direct(str(path), length, begin)),
+    )
+    path.unlink()
+
+
+def at_scale(table: Table, directory: Path, sizes: Sequence[int]) -> None:
+    """All that is measured at each of `sizes`, with one agent."""
+    with loop_device(directory, 4 * TIB) as device:
+        bench = Bench(directory, device)
+        with domain_in_use(bench) as domain:
+            text, volumes = bench.text(), new_volumes(SIZES[-1])
+            few = (0, 0)
+            for count in sizes:
+                scale = filled(table, domain, text, volumes[:count])
+                scale.looks()
+                scale.look_after_changes()
+                scale.extends(domain)
+                scale.creates(domain)
+                few = few if few[0] else (count, domain.rss())
+            memory(filled(table, domain, text, volumes), domain, few)
+
+
+def filled(table: Table, domain: Domain, text: str, volumes: Sequence[Volume]) -> Scale:
+    """The domain with `volumes`; its group's metadata was `text` without any."""
+    domain.bench.fill(text, volumes)
+    domain.write_slots(volumes)
+    domain.see_changes()
+    return Scale(table, domain.bench, volumes)
+
+
+def memory(scale: Scale, domain: Domain, few: tuple[int, int]) -> None:
+    """`few` are a number of volumes, and the agent's bytes with them after all sorts of work."""
+    for _ in range(2):
+        scale.together(domain)
+    growth = (domain.rss() - few[1]) / (scale.count - few[0])
+    row = scale.row("the agent's memory, KiB for a volume", 1)
+    row.value = growth / KIB
+    scale.table.add(row)
+
+
+# -- one second -----------------------------------------------------------------------------------
+
+
+def one_second(directory: Path) -> list[str]:
+    """At how many volumes one extend passes one second, and what it is spent on; no promise."""
+    lines, before = [], (0, 0.0)
+    with loop_device(directory, 4 * TIB) as device:
+        bench = Bench(directory, device)
+        bench.create(["scale"])
+        text = bench.text()
+        for count in (SIZES[-1], *LARGEST):
+            volumes = new_volumes(count)
+            bench.fill(text, volumes)
+            scale = Scale(Table(), bench, volumes)
+            took, parts = _spent(scale)
+            lines.append(f"one extend with {count:,} volumes: {took * 1000:.0f} ms ({parts})")
+            if took > 1:
+                share = (1 - before[1]) / (took - before[1])
+                at = round(before[0] + share * (count - before[0]), -2)
+                return [*lines, f"one extend passes one second at about {at:,.0f} volumes"]
+            before = (count, took)
+    return lines
+
+
+def _spent(scale: Scale) -> tuple[float, str]:
+    """Seconds that one extend takes, and on what."""
+    bench, group, first = scale.bench, scale.bench.group, scale.volumes[0]
+    group.read()
+    extend = [
+        wall(lambda: group.apply(ExtendLv(first.name, scale.grown(first)))) for _ in range(ROUNDS)
+    ]
+    bare = min(scale.bare_extend() for _ in range(ROUNDS))
+    read = min(wall(lambda: bench.lvm("vgs", bench.name)) for _ in range(ROUNDS))
+    took = min(extend)
+    parts = {
+        "lvm reads and parses": read,
+        "lvm checks and writes": bare - read,
+        "ours": max(0.0, took - bare),
+    }
+    return took, ", ".join(f"{name} {value / took:.0%}" for name, value in parts.items())
+
+
+# -- what is printed ------------------------------------------------------------------------------
+
+
+def show(rows: Sequence[Row]) -> None:
+    for row in rows:
+        sign = ">=" if row.at_least else "<="
+        limit = f"{sign} {row.limit:<5g}" if row.limit is not None else " " * 8
+        mark = "" if row.limit is None else "ok" if row.kept else "NOT KEPT"
+        times = f"{row.ours:10.2f} ms / {row.against:8.2f} ms" if row.against else ""
+        print(f"{row.volumes:6,}  {row.name:46} {row.value:8.2f} {limit} {mark:8} {times}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for option in ("--quick", "--json", "-v"):
+        parser.add_argument(option, action="store_true")
+    options = parser.parse_args()
+    sizes = [size for size in SIZES if size <= QUICK] if options.quick else SIZES
+    table, remarks = Table(), []
+    place = os.environ.get("TMPDIR", "/var/tmp")
+    directory = Path(tempfile.mkdtemp(prefix="vdsm-bench-", dir=place))
+    try:
+        reading_slots(table, directory)
+        at_scale(table, directory, sizes)
+        if not options.quick:
+            remarks = one_second(directory)
+    finally:
+        shutil.rmtree(directory)
+    if options.json:
+        rows = [{**asdict(row), "ok": row.kept} for row in table.rows]
+        print(json.dumps({"measures": rows, "remarks": remarks}, indent=1))
+    else:
+        show(table.rows)
+        print(*remarks, sep="\n")
+    return 0 if all(row.kept for row in table.rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

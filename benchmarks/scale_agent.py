@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""For block_scale.py: an agent that has a block domain in use, as the pool manager of an engine.
+
+The agent is the product's own process; where the kernel has no device-mapper, the stand-in of
+functional/ takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scale_group import BLANK, EXTENT, Bench, Volume
+from functional.processes import AgentProcess
+from functional.standin.activation import StandIn
+from functional.standin.process import StandInProcess
+from vdsm_storage.domains.block_slots import slot_offset
+from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.rpc.client import Client, Pending
+
+RAW, COW = 5, 4
+POLL = 0.0005  # seconds between two looks at a task
+PATIENCE = 120.0  # seconds
+UNREADY = "RHAT_storage_domain_UNREADY"
+
+
+class Domain:
+    """The domain in the volume group of `bench`, served by the agent of `process`."""
+
+    def __init__(self, bench: Bench, process: AgentProcess, standin: StandIn) -> None:
+        self.bench, self.process, self.standin = bench, process, standin
+        self.client = Client.dev(str(process.dir), timeout=300.0)
+        self.id, self.pool = bench.name, str(uuid.uuid4())
+
+    def make(self) -> None:
+        """The domain, its pool, and the role of pool manager."""
+        vg = self.bench.create([UNREADY])
+        self.call("StorageDomain.create", {
+            "storagedomainID": self.id, "domainType": 3, "typeArgs": vg, "name": "scale",
+            "domainClass": 1, "version": "5", "blockSize": 512, "maxHosts": 250})
+        self.call("StoragePool.create", {
+            "storagepoolID": self.pool, "name": "scale", "masterSdUUID": self.id,
+            "masterVersion": 1, "domainList": [self.id], "lockRenewalIntervalSec": 5,
+            "leaseTimeSec": 60, "ioOpTimeoutSec": 10, "leaseRetries": 3})
+        self.call("StoragePool.connect", {
+            "storagepoolID": self.pool, "hostID": 1, "scsiKey": self.pool,
+            "masterSdUUID": self.id, "masterVersion": 1, "domainDict": {self.id: "active"}})
+        self._wait(self._usable)
+        self.wall(lambda: [self.client.submit("StoragePool.spmStart", {
+            "storagepoolID": self.pool, "prevID": -1, "prevLver": "-1",
+            "enableScsiFencing": "false", "maxHostID": 250, "domVersion": "5"})])
+
+    def _usable(self) -> bool:
+        found = self.call("Host.getStats", {})["storageDomains"].get(self.id)
+        return bool(found and found["valid"] and found["acquired"])
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                raise SystemExit("the domain does not become usable")
+            time.sleep(0.1)
+
+    # -- verbs -------------------------------------------------------------------------------
+
+    def call(self, verb: str, params: dict[str, Any]) -> Any:
+        return self.client.call(verb, params)
+
+    def wall(self, start: Callable[[], Sequence[Pending]], rest: float = 0.0) -> float:
+        """Seconds until all tasks that `start` asks for have ended; they are cleared then.
+
+        Before that the agent has seen what another lvm has changed.  The first look at the tasks
+        comes `rest` seconds after they have begun: looking costs the agent time, which it would
+        not have for the work.
+        """
+        self.see_changes()
+        began = time.perf_counter()
+        tasks = [str(pending.result(PATIENCE)) for pending in start()]
+        time.sleep(max(0.0, began + rest - time.perf_counter()))
+        for task in tasks:
+            self._end(task)
+        took = time.perf_counter() - began
+        for task in tasks:
+            self.call("Task.clear", {"taskID": task})
+        return took
+
+    def _end(self, task: str) -> None:
+        while True:
+            status = self.call("Task.getStatus", {"taskID": task})
+            if status["taskState"] == "finished":
+                break
+            time.sleep(POLL)
+        if status["code"]:
+            raise SystemExit(f"a task failed: {status}")
+
+    def see_changes(self) -> None:
+        self.call("StorageDomain.getImages", {"storagedomainID": self.id})
+
+    def ids(self, image: str, volume: str) -> dict[str, str]:
+        return {
+            "storagepoolID": self.pool, "storagedomainID": self.id,
+            "imageID": image, "volumeID": volume,
+        }  # fmt: skip
+
+    def create(self, kind: int) -> Pending:
+        """Ask for a volume of one extent in an image of its own."""
+        initial = {"initialSize": str(EXTENT)} if kind == COW else {}
+        return self.client.submit("Volume.create", {
+            **self.ids(str(uuid.uuid4()), str(uuid.uuid4())), "size": str(EXTENT),
+            "volFormat": kind, "preallocate": 1 if kind == RAW else 2, "diskType": "DATA",
+            "desc": "", "srcImgUUID": BLANK, "srcVolUUID": BLANK, **initial})
+
+    def extend(self, volume: Volume, size: int) -> Pending:
+        return self.client.submit(
+            "Volume.extendSize", {**self.ids(volume.image, volume.name), "newSize": str(size)}
+        )
+
+    # -- around them -------------------------------------------------------------------------
+
+    def write_slots(self, volumes: Sequence[Volume]) -> None:
+        """The metadata of raw volumes of one extent, where the format wants it."""
+        path = self.standin.path(self.id, "metadata")
+        with open(path, "r+b", buffering=0) as file:
+            for volume in volumes:
+                if volume.slot is not None:
+                    metadata = VolumeMetadata(
+                        domain=self.id, image=volume.image, capacity=EXTENT, format="RAW",
+                        type="PREALLOCATED", voltype="LEAF", disktype="DATA", ctime=1700000000,
+                    )  # fmt: skip
+                    file.seek(slot_offset(volume.slot, 5))
+                    file.write(metadata.encode_slot(5, volume.name))
+            os.fsync(file.fileno())
+
+    def rss(self) -> int:
+        """Resident bytes of the agent."""
+        assert self.process.process is not None
+        status = Path(f"/proc/{self.process.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@contextlib.contextmanager
+def domain_in_use(bench: Bench) -> Iterator[Domain]:
+    """An agent with an empty domain in the group of `bench`, which it makes."""
+    (bench.directory / "standin").mkdir()
+    standin = StandInProcess(bench.directory / "standin")
+    settings = {
+        "lvm__devices": bench.device, "rpc__check_replies": "false",
+        "storage__monitor_interval": "10",
+    }  # fmt: skip
+    process = AgentProcess(bench.directory / "agent", False, settings, standin)
+    try:
+        standin.start()
+        process.start()
+        domain = Domain(bench, process, StandIn(standin.socket))
+        try:
+            domain.make()
+            yield domain
+        finally:
+            domain.client.close()
+    finally:
+        wrong = process.stop()
+        left = standin.stop()
+        if wrong or left:
+            print(wrong, left)
