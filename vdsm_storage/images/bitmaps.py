@@ -23,7 +23,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.qemu_img_output import Bitmap
-from vdsm_storage.images import guard, layers
+from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard, VolumeRef
@@ -142,7 +142,8 @@ class Bitmaps:
             guard.check_generation(target.volume, found.generation, op.params["generation"])
             op.record(generation=found.generation)
             with guard.generation(store, target, found.generation, illegal=False):
-                with guard.active(store, target.image, [target.volume], prepared=False):
+                names = chain.opened_with(store, target.image, target.volume)
+                with guard.active(store, target.image, names, prepared=False):
                     member = Member(target.image, target.volume, found)
                     info = layers.check_header(store, self._qemu_img, member)
                     change(store.path(target.image, target.volume), info.bitmaps)
@@ -190,14 +191,13 @@ class Bitmaps:
             if now is None or now.generation != op.facts["generation"]:
                 yield None
                 return
-            stack.enter_context(
-                guard.active(store, target.image, [target.volume], prepared=False)
-            )
+            names = chain.opened_with(store, target.image, target.volume)
+            stack.enter_context(guard.active(store, target.image, names, prepared=False))
             path = store.path(target.image, target.volume)
             member = Member(target.image, target.volume, now)
             bitmaps = layers.check_header(store, self._qemu_img, member).bitmaps
-            names = frozenset(bitmap.name for bitmap in bitmaps)
-            yield _Interrupted(store, target, now, path, names)
+            found = frozenset(bitmap.name for bitmap in bitmaps)
+            yield _Interrupted(store, target, now, path, found)
 
     def _ended(self, op: Operation) -> bool:
         """Whether the volume's generation says that the job came to its end."""

@@ -70,6 +70,17 @@ def walk(store: Store, image: str, volume: str) -> list[Member]:
     return members
 
 
+def opened_with(store: Store, image: str, volume: str) -> list[str]:
+    """What qemu-img opens together with a volume: it, and all below it.
+
+    Of a chain that is damaged the volume alone: who looks at its header finds out.  Raises 201.
+    """
+    try:
+        return [member.volume for member in walk(store, image, volume)]
+    except ImageIsNotLegalChain:
+        return [volume]
+
+
 def children(store: Store, image: str, volume: str) -> list[Member]:
     """The volumes of the image whose parent is `volume`.  A template's are in other images."""
     found = []

@@ -200,7 +200,10 @@ class CreateVolume:
             request.parent if parent is not None else None,
             layers.qemu_format(parent) if parent is not None else None,
         )
-        store.activate(request.image, [request.volume])
+        names = [request.volume]
+        if parent is not None and (request.add_bitmaps or request.bitmap):
+            names += chain.opened_with(store, request.image, request.parent)
+        store.activate(request.image, names)
         try:
             # Another host that took this one for dead may have given the extents away.
             store.lock.verify()
@@ -211,7 +214,7 @@ class CreateVolume:
                 raise NoSpaceLeftOnDomain(domain=store.id, size=len(image)) from error
             raise VolumeCreationError(volume=request.volume, reason=error.strerror) from error
         finally:
-            store.deactivate(request.image, [request.volume])
+            store.deactivate(request.image, names)
 
     def _add_bitmaps(
         self, store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None

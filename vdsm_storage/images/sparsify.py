@@ -189,7 +189,8 @@ class Sparsifying:
     def _shrink(self, store: Store, target: VolumeRef, *, leaf: bool) -> None:
         """Cut what lies behind the last cluster in use; a leaf keeps a chunk to write into."""
         path = store.path(target.image, target.volume)
-        with guard.active(store, target.image, [target.volume], prepared=False):
+        names = chain.opened_with(store, target.image, target.volume)
+        with guard.active(store, target.image, names, prepared=False):
             end = self._qemu_img.check(Image(path, QCOW2)).end
         if end is None:
             return

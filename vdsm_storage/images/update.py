@@ -140,7 +140,8 @@ class Updating:
             with guard.generation(store, target, found.generation, illegal=True):
                 op.step("marked")
                 path = store.path(target.image, target.volume)
-                with guard.active(store, target.image, [target.volume], prepared=False):
+                names = chain.opened_with(store, target.image, target.volume)
+                with guard.active(store, target.image, names, prepared=False):
                     member = chain.Member(target.image, target.volume, found)
                     info = layers.check_header(store, self._qemu_img, member)
                     if info.bitmaps and op.params["compat"] == "0.10":  # qemu drops them unasked
@@ -167,7 +168,8 @@ class Updating:
         if op.facts["legality"] == now.legality:
             return False
         with self._guard.writing(target) as store:
-            with guard.active(store, target.image, [target.volume], prepared=False):
+            names = chain.opened_with(store, target.image, target.volume)
+            with guard.active(store, target.image, names, prepared=False):
                 sound = self._is_sound(store, chain.Member(target.image, target.volume, now))
             now = store.load(target.image, target.volume)
             if sound and now.generation == before:
