@@ -116,6 +116,23 @@ def test_another_agent_finds_the_host_id(joined: Any) -> None:
         found.start_acquire(8)
 
 
+def test_a_host_id_that_was_left_behind(joined: Any, tmp_path: Any) -> None:
+    """By an agent that was killed: given back for another one, unless a lease needs it."""
+    sd_id, path = tmp_path.name, str(tmp_path / "ids")
+    for name in ("ids", "leases"):
+        (tmp_path / name).touch()
+    joined.leases.write_lockspace(sd_id, path, Geometry())
+    spec = LeaseSpec(sd_id, "SDM", str(tmp_path / "leases"), MIB)
+    joined.leases.write(spec)
+    lives = [Lockspace(joined.sanlock, sd_id, path, Geometry(), SystemClock()) for _ in range(3)]
+    lives[0].acquire(3, 60)
+    with joined.leases.held(spec, 5), pytest.raises(HostIdConflict):
+        lives[1].start_acquire(4)
+    lives[2].acquire(4, 60)
+    assert lives[2].joined_as() == 4
+    lives[2].release()
+
+
 def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
     lockspaces = Lockspaces(joined.sanlock, SystemClock())
     opened = []

@@ -14,7 +14,12 @@ import threading
 from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
-from vdsm_storage.errors import AcquireHostIdFailure, AgentError, HostIdConflict
+from vdsm_storage.errors import (
+    AcquireHostIdFailure,
+    AgentError,
+    HostIdConflict,
+    ReleaseHostIdFailure,
+)
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_model import HostState, Place
 from vdsm_storage.leases.model import Geometry
@@ -56,9 +61,20 @@ class Lockspace:
         with self._changing:
             held = self._sanlock.host_ids().get(self.id)
             if held is not None and held != host_id:
-                raise HostIdConflict(domain=self.id, held=held, asked=host_id)
+                self._leave_behind(held, host_id)
             self._sanlock.start_host_id(self.id, host_id, self._place)
             self._host_id = host_id
+
+    def _leave_behind(self, held: int, asked: int) -> None:
+        """Give back what an earlier life of this agent held when it was killed, and nobody uses."""
+        conflict = HostIdConflict(domain=self.id, held=held, asked=asked)
+        if self._host_id is not None:
+            raise conflict
+        log.info("Lockspace %s: host id %s was left behind, and is given back", self.id, held)
+        try:
+            self._sanlock.release_host_id(self.id, held, self._place)
+        except ReleaseHostIdFailure as error:
+            raise conflict from error
 
     def acquire(self, host_id: int, timeout: float) -> None:
         """Ask and wait at most `timeout` seconds.  Raises 661, 700."""

@@ -19,11 +19,9 @@ from typing import Any, Final
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.domains.domain import Capacity, Domain
-from vdsm_storage.domains.hostid import TEMPORARY
 from vdsm_storage.domains.registry import Registry
 from vdsm_storage.errors import (
     AgentError,
-    HostIdConflict,
     ResourceExhausted,
     StorageDomainDoesNotExist,
 )
@@ -237,13 +235,6 @@ class Health:
             return False
         try:
             lockspace.start_acquire(watch.host_id)
-        except HostIdConflict as error:
-            if lockspace.host_id is None and lockspace.joined_as() == TEMPORARY:
-                log.info("Domain %s: giving back what a crash left: %s", domain.id, error)
-                lockspace.start_acquire(TEMPORARY)
-                lockspace.release()
-            else:
-                log.warning("%s", error)
         except AgentError as error:
             log.warning("%s", error)
         return lockspace.is_held()
