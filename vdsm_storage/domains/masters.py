@@ -92,7 +92,7 @@ class Masters:
         self._moved = moved
         self._lock_timeout = lock_timeout
         self._host_id_timeout = host_id_timeout
-        self._locked_here: set[str] = set()  # pools that a thread in switch() holds
+        self._locked_here: set[str] = set()  # pools that a thread in switch() or destroy() holds
 
     def kinds(self) -> Sequence[Kind]:
         return (
@@ -277,7 +277,11 @@ class Masters:
                 "host_id": pool.host_id,
             }
             needed = [FOUND + sd_id for sd_id in pool.domains]
-            self._runner.run(Request(DESTROY, params, needed, "StoragePool.destroy"))
+            self._locked_here.add(pool_id)
+            try:
+                self._runner.run(Request(DESTROY, params, needed, "StoragePool.destroy"))
+            finally:
+                self._locked_here.discard(pool_id)
         self._pools.disconnect(pool_id)
 
     def _destroy(self, op: Operation) -> None:
@@ -293,9 +297,12 @@ class Masters:
             master.update_metadata(FREE)
 
     def _recover_destroy(self, op: Operation) -> bool:
-        """Goes on to the end: some domains may be free already."""
-        if op.params["id"] in self._registry.get(op.params["master"]).metadata().pools:
+        """Goes on to the end: some domains may be free already.  A restart connected the pool."""
+        pool_id = op.params["id"]
+        if pool_id in self._registry.get(op.params["master"]).metadata().pools:
             self._destroy(op)
+        if pool_id not in self._locked_here:
+            self._pools.disconnect(pool_id)
         return True
 
 
