@@ -242,13 +242,13 @@ def _chains(volumes: Mapping[str, Volume]) -> Iterator[str]:
         yield from _parent(volume, parent)
     for volume in volumes.values():
         kind, children = volume.values.get("VOLTYPE"), own.get(volume.name, [])
-        if kind == "LEAF" and children:
-            yield f"{volume.name} is a leaf and has the child {children[0].name}"
-        illegal = volume.values.get("LEGALITY") == "ILLEGAL"  # merged, and waits for its deletion
-        if kind == "INTERNAL" and not children and not illegal:
+        kept = [child for child in children if own.get(child.name) or not _is_illegal(child)]
+        if kind == "LEAF" and kept:
+            yield f"{volume.name} is a leaf and has the child {kept[0].name}"
+        if kind == "INTERNAL" and not children and not _is_illegal(volume):
             yield f"{volume.name} is internal and has no child"
-        if len(children) > 1:
-            yield f"{volume.name} has {len(children)} children in its image"
+        if len(kept) > 1:
+            yield f"{volume.name} has {len(kept)} children in its image"
         if _circle(volume, volumes):
             yield f"{volume.name} is its own ancestor"
 
@@ -262,6 +262,11 @@ def _parent(volume: Volume, parent: Volume) -> Iterator[str]:
         yield f"{volume.name}: its parent {parent.name} is in image {parent.image}"
     if slots.capacity(volume.values) < slots.capacity(parent.values):
         yield f"{volume.name} has less capacity than its parent {parent.name}"
+
+
+def _is_illegal(volume: Volume) -> bool:
+    """Without children: it was merged into its parent, and waits for its deletion."""
+    return volume.values.get("LEGALITY") == "ILLEGAL"
 
 
 def _circle(volume: Volume, volumes: Mapping[str, Volume]) -> bool:

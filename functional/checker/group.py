@@ -43,6 +43,15 @@ def read(path: str, offset: int, length: int) -> bytes:
     return data
 
 
+def size_of(path: str) -> int:
+    """Of the device: the label of one that grew (pvresize) says less."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+
+
 @dataclass
 class Area:
     """A metadata area; `text` is None when it is not used."""
@@ -261,8 +270,8 @@ def _areas(group: Group, labels: dict[str, Label]) -> Iterator[str]:
         for area in label.areas:
             if area.start < end and pv.pe_start < area.start + area.size:
                 yield f"{pv.device}: the metadata area at {area.start} lies in the data"
-        if label.device_size < end:
-            yield f"{pv.device}: its {label.device_size} bytes end before the last extent"
+        if (size := size_of(pv.device)) < end:
+            yield f"{pv.device}: its {size} bytes end before the last extent"
         copies = sum(area.text is not None for area in label.areas)
         used += [pv.name] * copies
     if len(used) != 2 or len(set(used)) != 1:
