@@ -6,6 +6,7 @@ Nothing here is shared with the agent: files are read as they are, LUNs by funct
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from functional.checker import slots, tags
 from functional.checker.check import REMOVED, SPECIAL, check
 from functional.checker.group import EXTENT, Group, Lv, read_group, read_label
 from functional.checker.text import BadTextError
+from functional.engine.host import LOCALFS, StorageServer
+from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
 
 MIB: Final = 1024**2
@@ -60,7 +63,10 @@ class Backend(Protocol):
         """The image has the template of another image."""
 
     def check_idle(self) -> None:
-        """All is sound, and no volume is in use on any host."""
+        """All is sound, nothing is half made, and no volume is in use on any host."""
+
+    def changed(self, where: Place) -> object:
+        """Something that differs when the volume's data was written to since."""
 
     def gone(self) -> bool:
         """Whether the storage is as it was before the domain."""
@@ -116,7 +122,19 @@ class FileBackend:
         assert self._path(template).stat().st_ino == other.stat().st_ino
 
     def check_idle(self) -> None:
-        pass
+        for path in self.root.rglob("*"):
+            assert not path.name.endswith(".new"), path
+            assert not path.name.startswith("_remove_me_"), path
+        for image in (self.root / "images").iterdir():
+            files = {path.name for path in image.iterdir()}
+            volumes = {name.removesuffix(".meta") for name in files if name.endswith(".meta")}
+            known = volumes | {f"{v}.meta" for v in volumes} | {f"{v}.lease" for v in volumes}
+            assert files <= known, f"half made in {image}: {files - known}"
+            assert volumes <= files, f"without data in {image}: {volumes - files}"
+            assert volumes, f"empty image {image}"
+
+    def changed(self, where: Place) -> object:
+        return self._path(where).stat().st_mtime_ns
 
     def gone(self) -> bool:
         names = [name for name in os.listdir(self.root.parent) if name != "lost+found"]
@@ -197,16 +215,29 @@ class BlockBackend:
         assert _tag(lvs[template.volume], "IU_") == template.image
 
     def check_idle(self) -> None:
-        """Only special volumes are active."""
-        assert check(self.devices, self.domain) == []
+        """By functional/checker; only special volumes are active."""
+        problems = check(self.devices, self.domain)
+        assert problems == [], problems
         for host in self.hosts:
             active = set(host.active(self.domain))
             assert active <= set(SPECIAL) - {"master"}, active
 
+    def changed(self, where: Place) -> object:
+        """Of the headers only."""
+        return hashlib.sha256(self.read(where, MIB)).digest()
+
     def gone(self) -> bool:
-        return all(_is_blank(device) for device in self.devices) and not any(
+        return all(is_blank(device) for device in self.devices) and not any(
             host.active(self.domain) for host in self.hosts
         )
+
+
+def look(agent: AgentProcess, server: StorageServer, domain: str, directory: Path) -> Backend:
+    """What the domain's storage holds; `directory` has it if it is a file domain."""
+    if server.is_block:
+        assert agent.standin is not None
+        return BlockBackend(server.devices, domain, [agent.standin])
+    return FileBackend(directory, shared=server.type != LOCALFS)
 
 
 def _pairs(lines: Sequence[str]) -> dict[str, str]:
@@ -221,7 +252,8 @@ def _tag(lv: Lv, prefix: str) -> str:
     return value
 
 
-def _is_blank(device: str) -> bool:
+def is_blank(device: str) -> bool:
+    """Whether it is no physical volume."""
     try:
         read_label(device)
     except BadTextError:

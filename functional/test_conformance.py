@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from functional.backends import TYPES, Backend, BlockBackend, FileBackend
+from functional.backends import TYPES, Backend, look
 from functional.engine.host import FCP, LOCALFS, StorageServer
 from functional.pool_lab import BLANK, COW, MIB, RAW, Lab, Volume, make_lab, wait_for
 from functional.processes import AgentProcess
@@ -109,8 +109,9 @@ def agent(
     make_standin: Callable[..., StandInProcess],
     luns: list[str],
 ) -> AgentProcess:
-    devices = ",".join(luns)
-    return start_agent("conformance", tls=False, standin=make_standin(), lvm__devices=devices)
+    return start_agent(
+        "conformance", tls=False, standin=make_standin(sync=False), lvm__devices=",".join(luns)
+    )
 
 
 @pytest.fixture(scope="module", params=SITES, ids=lambda param: f"{param[0]}-v{param[1]}")
@@ -140,18 +141,11 @@ def site(
     lab.call("StorageDomain.attach", **ids)
     lab.call("StorageDomain.activate", **ids)
     lab.wait_usable(domain)
-    made = Site(lab, server, version, domain, look(agent, server, lab.pool, domain))
+    link = agent.dir / "data-center" / lab.pool / domain
+    made = Site(lab, server, version, domain, look(agent, server, domain, link.resolve()))
     yield made
     leave(made)
     lab.client.close()
-
-
-def look(agent: AgentProcess, server: StorageServer, pool: str, domain: str) -> Backend:
-    if server.is_block:
-        assert agent.standin is not None
-        return BlockBackend(server.devices, domain, [agent.standin])
-    link = agent.dir / "data-center" / pool / domain
-    return FileBackend(link.resolve(), shared=server.type != LOCALFS)
 
 
 def create_domain(lab: Lab, domain: str, server: StorageServer, version: int) -> None:

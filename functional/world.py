@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An agent with a pool of two domains, driven without an engine, and what must always hold."""
+"""An agent with a pool of two domains, driven without an engine, and what must always hold.
+
+The domains are in files or on LUNs; see functional/backends.py.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from functional.backends import Backend, look
 from functional.engine.host import NO_UUID, StorageServer
+from functional.pool_lab import Volume
 from functional.processes import AgentProcess
 from vdsm_storage.rpc.client import Client, RemoteError
 
 PATIENCE = 120.0  # seconds
 MIB = 1024 * 1024
 RAW, COW = 5, 4
+PREALLOCATED, SPARSE = 1, 2
+MANY = 12  # images of one domain, which are deleted in between
 
 
 def new_id() -> str:
@@ -25,18 +32,26 @@ def new_id() -> str:
 
 
 class World:
-    """`main` is the pool's master, `second` another domain of the pool."""
+    """`main` is the pool's master, `second` another domain of the pool.
+
+    `places` has the storage of each domain, `attached` are those of the pool.
+    """
 
     def __init__(self, agent: AgentProcess, servers: list[StorageServer], attach: bool) -> None:
         self.agent = agent
-        self.servers = servers
         self.pool, self.main, self.second = new_id(), new_id(), new_id()
+        self.places = dict(zip((self.main, self.second), servers, strict=True))
+        self.version = 1  # of the master
         self.attached = [self.main, self.second] if attach else [self.main]
         self.client = Client.dev(str(agent.dir))
-        for server, domain in zip(servers, (self.main, self.second), strict=True):
+        self.block = servers[0].is_block
+        self.size = 128 * MIB if self.block else 8 * MIB  # of a volume
+        self.prealloc = PREALLOCATED if self.block else SPARSE  # of a raw one
+        self._sound: dict[str, object] = {}
+        for domain, server in self.places.items():
             self.connect_server(server)
             if domain in self.attached:
-                self.create_domain(domain, server)
+                self.create_domain(domain)
         self.create_pool()
         self.connect_pool()
         self.settle()
@@ -118,25 +133,65 @@ class World:
         )  # fmt: skip
         assert [row["status"] for row in found] == [0], found
 
-    def create_domain(self, domain: str, server: StorageServer) -> None:
+    def create_group(self, domain: str) -> str:
+        group: str = self.call(
+            "LVMVolumeGroup.create", name=domain, devlist=self.places[domain].guids, force=False
+        )
+        return group
+
+    def create_domain(self, domain: str, version: str = "5", group: str = "") -> None:
+        """On its place; in a new volume group, or in `group`."""
+        server = self.places[domain]
+        place = server.spec
+        if server.is_block:
+            place = group or self.create_group(domain)
         self.call(
-            "StorageDomain.create", storagedomainID=domain, domainType=server.type, version="5",
-            typeArgs=server.spec, name="walk", domainClass=1, blockSize=0, maxHosts=250,
+            "StorageDomain.create", storagedomainID=domain, domainType=server.type,
+            version=version, typeArgs=place, name="walk", domainClass=1,
+            blockSize=0 if version == "5" and not server.is_block else 512, maxHosts=250,
         )  # fmt: skip
+
+    def format_domain(self, domain: str) -> None:
+        self.call("StorageDomain.format", storagedomainID=domain, autoDetach=False)
 
     def create_pool(self) -> None:
         self.call(
             "StoragePool.create", storagepoolID=self.pool, name="walk", masterSdUUID=self.main,
-            masterVersion=1, domainList=self.attached, lockRenewalIntervalSec=5,
+            masterVersion=self.version, domainList=self.attached, lockRenewalIntervalSec=5,
             leaseTimeSec=60, ioOpTimeoutSec=10, leaseRetries=3,
         )  # fmt: skip
 
-    def connect_pool(self, master: str = "", version: int = 1) -> None:
+    def connect_pool(self) -> None:
         self.call(
             "StoragePool.connect", storagepoolID=self.pool, hostID=1, scsiKey=self.pool,
-            masterSdUUID=master or self.main, masterVersion=version,
+            masterSdUUID=self.main, masterVersion=self.version,
             domainDict=dict.fromkeys(self.attached, "active"),
         )  # fmt: skip
+
+    def disconnect_pool(self) -> None:
+        self.call(
+            "StoragePool.disconnect", storagepoolID=self.pool, hostID=1, scsiKey=self.pool
+        )
+
+    def start_spm(self) -> str:
+        return self.task(
+            "StoragePool.spmStart", storagepoolID=self.pool, prevID=-1, prevLver="-1",
+            enableScsiFencing="false", maxHostID=250, domVersion="5",
+        )  # fmt: skip
+
+    def is_spm(self) -> bool:
+        status = self.call("StoragePool.getSpmStatus", storagepoolID=self.pool)
+        return bool(status["spmStatus"] == "SPM")
+
+    def destroy_pool(self) -> None:
+        """By its manager."""
+        if not self.is_spm():
+            assert self.start_spm() == ""
+        self.call("StoragePool.destroy", storagepoolID=self.pool, hostID=1, scsiKey=self.pool)
+
+    def info_of(self, domain: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("StorageDomain.getInfo", storagedomainID=domain)
+        return found
 
     def ids(self, image: str, volume: str, domain: str = "") -> dict[str, str]:
         return {
@@ -145,11 +200,12 @@ class World:
         }  # fmt: skip
 
     def new_volume(self, image: str, volume: str, **more: Any) -> dict[str, Any]:
-        """Parameters of Volume.create for a small raw sparse volume."""
+        """Parameters of Volume.create for a small volume, raw and as thin as it can be."""
         domain = more.pop("domain", self.main)
+        thin = SPARSE if more.get("volFormat") == COW else self.prealloc
         return {
-            **self.ids(image, volume, domain), "size": str(8 * MIB), "volFormat": RAW,
-            "preallocate": 2, "diskType": "DATA", "desc": "walk", "srcImgUUID": NO_UUID,
+            **self.ids(image, volume, domain), "size": str(self.size), "volFormat": RAW,
+            "preallocate": thin, "diskType": "DATA", "desc": "walk", "srcImgUUID": NO_UUID,
             "srcVolUUID": NO_UUID, **more,
         }  # fmt: skip
 
@@ -201,7 +257,7 @@ class World:
 
     def exists(self, domain: str) -> bool:
         try:
-            self.call("StorageDomain.getInfo", storagedomainID=domain)
+            self.info_of(domain)
         except RemoteError as error:
             if error.code != 358:
                 raise
@@ -210,41 +266,59 @@ class World:
 
     # -- what must hold ----------------------------------------------------------------------
 
+    def storage(self, domain: str) -> Backend:
+        """What there really is of a domain."""
+        server = self.places[domain]
+        return look(self.agent, server, domain, Path(server.spec) / domain)
+
     def check(self) -> None:
         """Nothing half made on any domain of the pool, nothing left running or held."""
-        for server, domain in zip(self.servers, (self.main, self.second), strict=True):
-            if domain in self.attached:
-                self._check_domain(Path(server.spec) / domain, domain)
+        for domain in self.attached:
+            self._check_domain(domain)
 
-    def _check_domain(self, root: Path, domain: str) -> None:
-        for path in root.rglob("*"):
-            assert not path.name.endswith(".new"), path
-            assert not path.name.startswith("_remove_me_"), path
+    def _check_domain(self, domain: str) -> None:
+        storage = self.storage(domain)
+        storage.check_idle()
         parents: dict[tuple[str, str], dict[str, Any]] = {}
-        for image in (root / "images").iterdir():
-            files = {path.name for path in image.iterdir()}
-            volumes = {name.removesuffix(".meta") for name in files if name.endswith(".meta")}
-            known = volumes | {f"{v}.meta" for v in volumes} | {f"{v}.lease" for v in volumes}
-            assert files <= known, f"half made in {image}: {files - known}"
-            assert volumes <= files, f"without data in {image}: {volumes - files}"
-            assert volumes, f"empty image {image}"
-            assert set(self.volumes(image.name, domain)) == volumes
+        images = storage.images()
+        assert set(self.images(domain)) == set(images)
+        for image, volumes in images.items():
+            assert set(self.volumes(image, domain)) == volumes
             for volume in volumes:
-                parents[image.name, volume] = self.info(image.name, volume, domain)
-        for (image_id, volume), info in parents.items():
-            self._check_volume(root / "images" / image_id / volume, info)
+                parents[image, volume] = self.info(image, volume, domain)
+        for (image, volume), info in parents.items():
+            self._check_data(storage, Volume(domain, image, volume), info)
             lease = info.get("lease")
             assert lease is None or lease["owners"] == [], f"lease of {volume} is held: {lease}"
-            kids = [v for (i, v), k in parents.items() if i == image_id and k["parent"] == volume]
+            kids = [v for (i, v), k in parents.items() if i == image and k["parent"] == volume]
             # A merged volume that waits for its deletion is ILLEGAL and belongs to no chain.
             if info["voltype"] != "SHARED" and (kids or info["legality"] == "LEGAL"):
                 assert info["voltype"] == ("INTERNAL" if kids else "LEAF"), (volume, kids, info)
             if info["parent"] != NO_UUID:
-                assert (image_id, info["parent"]) in parents, f"{volume} lost its parent"
+                assert (image, info["parent"]) in parents, f"{volume} lost its parent"
 
-    @staticmethod
-    def _check_volume(path: Path, info: dict[str, Any]) -> None:
-        if info["format"] == "COW" and info["legality"] == "LEGAL":
-            argv = ["qemu-img", "check", "-q", "-f", "qcow2", str(path)]
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-            assert done.returncode in (0, 3), f"{path}: {done.stderr}"
+    def _check_data(self, storage: Backend, where: Volume, info: dict[str, Any]) -> None:
+        """By qemu-img, unless nothing was written since the last time."""
+        if info["format"] != "COW" or info["legality"] != "LEGAL":
+            return
+        if self._sound.get(where.volume) == (now := storage.changed(where)):
+            return
+        ids = self.ids(where.image, where.volume, where.domain)
+        path = self.call("Image.prepare", **ids, allowIllegal=True)["path"]
+        argv = ["qemu-img", "check", "-q", "-f", "qcow2", path]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        self.call("Image.teardown", **ids)
+        assert done.returncode in (0, 3), f"{path}: {done.stderr}"
+        self._sound[where.volume] = now
+
+    def clear(self) -> None:
+        """Delete all images when they are many."""
+        for domain in self.attached:
+            images = self.images(domain)
+            if len(images) < MANY:
+                continue
+            where = {"storagepoolID": self.pool, "storagedomainID": domain}
+            for image in images:
+                assert self.task(
+                    "Image.delete", **where, imageID=image, postZero="false", force="false"
+                ) == ""  # fmt: skip

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The walk through all crash points: every named step of every kind of operation."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+
+from functional.world import World
+from vdsm_storage import config
+from vdsm_storage.agent import Agent
+from vdsm_storage.rpc.client import RemoteError
+
+
+def nothing() -> None:
+    pass
+
+
+class Scenario(NamedTuple):
+    """`act` starts the operation and waits for its end; `done` tells whether it took effect.
+
+    `check` is what must hold after the recovery, done or not, beside what always must; `after`
+    makes the world ready for the next scenario.
+    """
+
+    act: Callable[[], object]
+    done: Callable[[], bool]
+    check: Callable[[], None] = nothing
+    after: Callable[[], None] = nothing
+
+
+def steps() -> dict[str, tuple[str, ...]]:
+    """Every kind of operation that the agent knows, and its steps."""
+    with tempfile.TemporaryDirectory() as directory:
+        agent = Agent(config.dev(config.Config(), directory), dev=False)
+        return {kind.name: kind.steps for kind in agent.kinds.values()}
+
+
+STEPS = steps()
+
+
+def points(kinds: Mapping[str, object]) -> list[Any]:
+    """Parameters `kind` and `step` of a test."""
+    return [
+        pytest.param(kind, step, id=f"{kind}:{step}") for kind in kinds for step in STEPS[kind]
+    ]
+
+
+def walk(world: World, kind: str, step: str, prepare: Callable[[World], Scenario]) -> None:
+    """One point: die there, come back, be complete or as before, and do it again if need be."""
+    scenario = prepare(world)
+    world.restart(crash_point=f"{kind}:{step}")
+    with contextlib.suppress(RemoteError):  # the connection dies with the agent
+        scenario.act()
+    world.agent.wait_dead()
+    world.restart()
+    world.check()
+    scenario.check()
+    if not scenario.done():
+        scenario.act()
+        assert scenario.done(), f"{kind} cannot be done after a death at {step}"
+        world.check()
+        scenario.check()
+    scenario.after()
