@@ -96,6 +96,8 @@ class Group:
     # How many are at work that may have changes to make, those that wait here included; 0 if it
     # is not known.
     peers: Callable[[], int] = lambda: 0
+    # How old, in seconds, what is read may be, because nobody else can have changed it since.
+    unchanged: Callable[[], float] = lambda: 0.0
     _lasted: float = field(default=0.0, init=False)
     _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
     _waiting: list[_Request] = field(default_factory=list, init=False)
@@ -213,8 +215,8 @@ class Group:
             raise
 
     def _commit(self, batch: Sequence[_Request]) -> None:
-        for _ in range(TRIES):
-            group = self.read()
+        for number in range(TRIES):
+            group = self.read(0.0 if number else self.unchanged())
             devices = self.all_devices(group)
             open_ones = [request for request in batch if not request.done]
             plan = make_plan(group, [request.changes for request in open_ones])

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from vdsm_storage.base.owner import Owner
 from vdsm_storage.base.uuids import is_uuid
@@ -32,6 +33,10 @@ from vdsm_storage.host.master_fs import MasterFs
 from vdsm_storage.leases.model import ClusterLock, Geometry
 from vdsm_storage.lvm.activation import Activation
 from vdsm_storage.lvm.groups import Groups
+
+# Seconds.  While this host has the domain's lock nobody else changes the group: what was read under
+# it so short a time ago is as good as what would be read now.
+RECENT: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class BlockFamily:
         specials = self.specials(sd_id)
         specials.group.fence = locks.all.verify
         specials.group.peers = lambda: base.busy(sd_id)
+        specials.group.unchanged = lambda: min(RECENT, locks.all.held_for())
         active = ActiveVolumes(specials, base.uses)
         lockspace = base.leasing.lockspace(sd_id, specials.device(names.IDS), geometry)
         needs = Needs(specials, locks.all, base.leasing.write, lambda: lockspace.host_id)

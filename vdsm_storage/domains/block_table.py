@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains import block_slots, block_tags
@@ -20,10 +20,6 @@ from vdsm_storage.leases.model import ClusterLock
 from vdsm_storage.lvm.model import VolumeGroup
 
 log = logging.getLogger("domain.block")
-
-# Seconds.  While this host has the domain's lock nobody else changes the group: what was read under
-# it so short a time ago is as good as what would be read now.
-RECENT: Final = 0.01
 
 T = TypeVar("T")
 
@@ -44,7 +40,7 @@ class Table:
 
     def read(self) -> tuple[VolumeGroup, VolumeIndex]:
         """The group as it is on the storage now, with its index."""
-        group = self._group.read(min(RECENT, self._lock.held_for()))
+        group = self._group.read(self._group.unchanged())
         with self._mutex:
             indexed = self._indexed
             if indexed is None or indexed[0] is not group:
