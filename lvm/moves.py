@@ -25,6 +25,7 @@ from vdsm_storage.errors import (
     NoSuchPhysicalVolume,
     VolumeGroupSizeError,
 )
+from vdsm_storage.lvm.activation import DeviceMapper
 from vdsm_storage.lvm.allocation import free_areas
 from vdsm_storage.lvm.checks import forbid_metadata_pv
 from vdsm_storage.lvm.command import Lvm, Watch
@@ -98,13 +99,36 @@ def abort(lvm: Lvm, group: Group, source: str) -> None:
     if not unfinished(group.read()):
         return
     log.warning("volume group %s: the move of data is aborted", group.name)
+    reason = _abort(lvm, group)
+    if standing := _standing(group.read()):
+        # One that died before its mirror was there: lvm aborts only what is active.
+        mapper = DeviceMapper(lvm)
+        before = mapper.active(group.name)
+        mapper.activate(group, standing)
+        reason = _abort(lvm, group) or reason
+        mapper.deactivate(group, [lv for lv in standing if lv not in before])
+    if unfinished(group.read()):
+        reason = f"the move cannot be aborted: {reason or 'lvm does not say why'}"
+        raise CouldNotMovePVData(device=source, vg=group.name, reason=reason)
+
+
+def _abort(lvm: Lvm, group: Group) -> str:
+    """What lvm says when it fails."""
     devices = sorted(group.all_devices(group.read()).values())
     try:
         lvm.run(["pvmove", "--abort"], devices, vg=group.name, driver=True, fence=group.fence)
     except (LvmCommandError, CommandTimeout) as error:
-        if unfinished(group.read()):
-            reason = f"the move cannot be aborted: {error}"
-            raise CouldNotMovePVData(device=source, vg=group.name, reason=reason) from error
+        return str(error)
+    return ""
+
+
+def _standing(model: VolumeGroup) -> list[str]:
+    """Volumes that stand on the helper volume of a move."""
+    return [
+        name
+        for name, lv in model.lvs.items()
+        if lv.visible and any(segment.pv not in model.pvs for segment in lv.segments)
+    ]
 
 
 def unfinished(model: VolumeGroup) -> bool:
