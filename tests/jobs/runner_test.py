@@ -121,6 +121,17 @@ def broken(op: Operation) -> bool:
     raise OSError("the storage is gone")
 
 
+def test_how_many_are_at_work(bench: Bench) -> None:
+    go = threading.Event()
+    bench.do = lambda op: go.wait(10)
+    tasks = [bench.task() for _ in range(12)]
+    assert (bench.runner.busy("domain"), bench.runner.busy("another")) == (12, 0)
+    go.set()
+    for task in tasks:
+        bench.ended(task)
+    assert bench.runner.busy("domain") == 0
+
+
 def test_a_task_from_start_to_clear(bench: Bench) -> None:
     go = threading.Event()
     bench.do = lambda op: go.wait(10) and "result"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,24 @@ def test_twenty_callers(made: Made, lvm: LvmTool) -> None:
     assert set(group.read().tags) == {f"G{n}" for n in range(20)}
     commits = [command for command in ours.commands() if command != "version"]
     assert len(commits) <= 30  # half of the 60 changes; mostly it is a handful
+    check(lvm, group.read())
+
+
+def test_those_that_are_about_to_come_are_waited_for(made: Made, lvm: LvmTool) -> None:
+    """Ten that do not come at the same moment share a commit; who is alone does not wait."""
+    group, ours = made
+    group.apply(*(CreateLv(f"v{n}", MIB) for n in range(10)))
+    group.peers = lambda: 10
+    ours.ran.clear()
+
+    def work(n: int) -> None:
+        time.sleep(n * 0.001)
+        group.apply(ExtendLv(f"v{n}", 2 * MIB))
+
+    assert side_by_side(*(functools.partial(work, n) for n in range(10))) == 10 * [None]
+    assert len([command for command in ours.commands() if command != "version"]) <= 4
+    group.peers = lambda: 1
+    assert group.apply(RemoveLv("v0")).lvs.keys() == {f"v{n}" for n in range(1, 10)}
     check(lvm, group.read())
 
 
