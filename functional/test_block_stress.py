@@ -207,21 +207,23 @@ def test_a_host_stops_past_the_life_of_its_lease(cluster: Cluster, book: Book, s
     assert refused > 0
 
     # The second host has it while it is stopped, for its sanlock goes on: whatever the first one
-    # writes now, it writes without a lease.  (One that stood still for six I/O time-outs would not
-    # go on with what it was at.)
+    # writes now, it writes without a lease.
+    stood = time.monotonic()
     before = shared_state(cluster)
     first.signal(signal.SIGCONT)
     time.sleep(1.0)  # the agent first: its sanlock cannot tell it yet
     assert shared_state(cluster) == before
     first.signal(signal.SIGCONT, sanlock=True)
-    time.sleep(4.0 * IO_TIMEOUT)
+    time.sleep(2.0 * IO_TIMEOUT)
     assert shared_state(cluster) == before
 
     second.signal(signal.SIGCONT)
+    stood = time.monotonic() - stood
     for creation in (stopped, waiting):
         wait_for(lambda c=creation: c.outcome is not None, "an answer")
         creation.record(book)
-    assert waiting.outcome == 0
+    # One that stood still for six I/O time-outs does not go on with what it was at.
+    assert waiting.outcome == 0 or (stood > 4 * IO_TIMEOUT and waiting.outcome == 651), stood
     for host in (first, second, third):
         cluster.revive(host)
     assert look(cluster, book) == []

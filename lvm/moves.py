@@ -100,12 +100,13 @@ def abort(lvm: Lvm, group: Group, source: str) -> None:
         return
     log.warning("volume group %s: the move of data is aborted", group.name)
     reason = _abort(lvm, group)
-    if standing := _standing(group.read()):
-        # One that died before its mirror was there: lvm aborts only what is active.
+    standing = [] if reason else _standing(group.read())
+    if standing:
+        # It died before its mirror was there: lvm aborts only what is active, and says nothing.
         mapper = DeviceMapper(lvm)
         before = mapper.active(group.name)
         mapper.activate(group, standing)
-        reason = _abort(lvm, group) or reason
+        reason = _abort(lvm, group)
         mapper.deactivate(group, [lv for lv in standing if lv not in before])
     if unfinished(group.read()):
         reason = f"the move cannot be aborted: {reason or 'lvm does not say why'}"
