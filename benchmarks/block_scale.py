@@ -3,7 +3,8 @@
 
 With N volumes in a volume group, on a loop device, without device-mapper:
 
-- a look at one volume, or at the whole group, while nothing changed: against `lvs` of the same
+- a look at one volume, or at the whole group, while nothing changed: against `lvs` of the same; on
+  a device that is in memory, so that the work is compared, not the disk
 - the same after another lvm changed five volumes
 - Volume.create and Volume.extendSize through an agent, from the request to the end of its task,
   against the lvm commands that it runs for it, bare and one behind the other:
@@ -28,6 +29,7 @@ domain.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -44,7 +46,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.scale_agent import COW, RAW, Domain, domain_in_use
-from benchmarks.scale_group import EXTENT, TIB, Bench, Volume, loop_device, new_volumes
+from benchmarks.scale_group import EXTENT, SIZE, Bench, Volume, loop_device, new_volumes
 from vdsm_storage.base.files import read_direct
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains.block_slots import METADATA_SIZE, SLOT_SIZE, Slots, slot_offset
@@ -258,17 +260,28 @@ def reading_slots(table: Table, directory: Path) -> None:
     path.unlink()
 
 
+def looks_at_scale(table: Table, directory: Path, sizes: Sequence[int]) -> None:
+    with loop_device(directory, SIZE, direct=False) as device:
+        bench = Bench(directory, device)
+        bench.create(["scale"])
+        text = bench.text()
+        for count in sizes:
+            volumes = new_volumes(count)
+            bench.fill(text, volumes)
+            scale = Scale(table, bench, volumes)
+            scale.looks()
+            scale.look_after_changes()
+
+
 def at_scale(table: Table, directory: Path, sizes: Sequence[int]) -> None:
-    """All that is measured at each of `sizes`, with one agent."""
-    with loop_device(directory, 4 * TIB) as device:
+    """What is measured with an agent, one for all `sizes`."""
+    with loop_device(directory, SIZE, direct=True) as device:
         bench = Bench(directory, device)
         with domain_in_use(bench) as domain:
             text, volumes = bench.text(), new_volumes(SIZES[-1])
             few = (0, 0)
             for count in sizes:
                 scale = filled(table, domain, text, volumes[:count])
-                scale.looks()
-                scale.look_after_changes()
                 scale.extends(domain)
                 scale.creates(domain)
                 few = few if few[0] else (count, domain.rss())
@@ -299,7 +312,7 @@ def memory(scale: Scale, domain: Domain, few: tuple[int, int]) -> None:
 def one_second(directory: Path) -> list[str]:
     """At how many volumes one extend passes one second, and what it is spent on; no promise."""
     lines, before = [], (0, 0.0)
-    with loop_device(directory, 4 * TIB) as device:
+    with loop_device(directory, SIZE, direct=True) as device:
         bench = Bench(directory, device)
         bench.create(["scale"])
         text = bench.text()
@@ -324,7 +337,7 @@ def _spent(scale: Scale) -> tuple[float, str]:
     for _ in range(ROUNDS):
         group.read()
         change = ExtendLv(first.name, scale.grown(first))
-        extend.append(wall(lambda change=change: group.apply(change)))
+        extend.append(wall(functools.partial(group.apply, change)))
         bare.append(scale.bare_extend())
         read.append(wall(lambda: bench.lvm("vgs", bench.name)))
     took = low(extend)
@@ -359,6 +372,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="vdsm-bench-", dir=place))
     try:
         reading_slots(table, directory)
+        looks_at_scale(table, directory, sizes)
         at_scale(table, directory, sizes)
         if not options.quick:
             remarks = one_second(directory)

@@ -24,7 +24,7 @@ from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.lvm.native import natives
 from vdsm_storage.lvm.plan import make_plan, new_id
 
-TIB = 1024**4
+SIZE = 4 * 1024**4  # of the device
 EXTENT = 128 * 1024**2
 BLANK = str(uuid.UUID(int=0))
 TIMEOUT = 300.0  # seconds for one command
@@ -78,12 +78,13 @@ def new_volumes(count: int) -> list[Volume]:
 
 
 @contextlib.contextmanager
-def loop_device(directory: Path, size: int) -> Iterator[str]:
-    """A loop device on a sparse file, which direct I/O passes through."""
-    file = directory / "lun"
+def loop_device(directory: Path, size: int, direct: bool) -> Iterator[str]:
+    """A loop device on a sparse file.  `direct` I/O reaches the disk; other ends in memory."""
+    file = directory / f"lun-{direct}"
     file.touch()
     os.truncate(file, size)
-    argv = ["losetup", "--direct-io=on", "--find", "--show", str(file)]
+    mode = "on" if direct else "off"
+    argv = ["losetup", f"--direct-io={mode}", "--find", "--show", str(file)]
     device = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
     try:
         yield device
