@@ -5,6 +5,7 @@ import contextlib
 import struct
 import subprocess
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -130,7 +131,16 @@ def test_a_host_id_that_was_left_behind(joined: Any, tmp_path: Any) -> None:
         lives[1].start_acquire(4)
     lives[2].acquire(4, 60)
     assert lives[2].joined_as() == 4
-    lives[2].release()
+    leaving = threading.Thread(target=lives[2].release)
+    leaving.start()
+    time.sleep(0.1)  # the daemon looks once a second
+    last = Lockspace(joined.sanlock, sd_id, path, Geometry(), SystemClock())
+    last.acquire(4, 60)
+    assert last.is_held()
+    leaving.join()
+    with joined.leases.held(spec, 5):
+        pass
+    last.release()
 
 
 def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:

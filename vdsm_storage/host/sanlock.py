@@ -120,10 +120,13 @@ class Sanlock:
         facts = {"what": "The lockspace", "lockspace": lockspace, **place_facts(place)}
         self._io(call, ClusterLockInitError, facts)
 
-    def start_host_id(self, lockspace: str, host_id: int, place: Place) -> None:
-        """Begin to acquire a host id; returns at once.  Fine if it is held or under way."""
+    def start_host_id(self, lockspace: str, host_id: int, place: Place) -> bool:
+        """Begin to acquire a host id; returns at once.  Fine if it is held or under way.
 
-        def call() -> None:
+        False while the daemon gives one back there: to be asked again.
+        """
+
+        def call() -> bool:
             try:
                 sanlock.add_lockspace(
                     lockspace.encode(),
@@ -134,10 +137,14 @@ class Sanlock:
                     wait=False,
                 )
             except sanlock.SanlockException as error:
+                if error.errno == errno.EAGAIN:
+                    return False
                 if error.errno not in (errno.EEXIST, errno.EINPROGRESS):
                     raise
+            return True
 
-        self._short("add", call, AcquireHostIdFailure, host_facts(lockspace, host_id, place))
+        facts = host_facts(lockspace, host_id, place)
+        return bool(self._short("add", call, AcquireHostIdFailure, facts))
 
     def has_host_id(self, lockspace: str, host_id: int, place: Place) -> bool | None:
         """True: held.  False: not, and nothing is under way.  None: being acquired or released."""

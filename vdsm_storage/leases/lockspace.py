@@ -27,6 +27,7 @@ from vdsm_storage.leases.model import Geometry
 log = logging.getLogger("leases")
 
 POLL: Final = 0.1  # seconds between two looks at a host id under way
+SEEN: Final = 1.2  # seconds after which the daemon is at what it was asked: it looks once a second
 
 
 class Lockspace:
@@ -52,18 +53,21 @@ class Lockspace:
         """The host id that the daemon has or is getting here, whoever asked for it."""
         return self._sanlock.host_ids().get(self.id)
 
-    def start_acquire(self, host_id: int) -> None:
+    def start_acquire(self, host_id: int) -> bool:
         """Ask for the host id; returns at once, or when a release that is under way has ended.
         Does nothing if it is held or under way.
 
+        False while the daemon still releases one for an earlier life of this agent: ask again.
         Raises AcquireHostIdFailure (661), HostIdConflict (700): another one is held already.
         """
         with self._changing:
             held = self._sanlock.host_ids().get(self.id)
             if held is not None and held != host_id:
                 self._leave_behind(held, host_id)
-            self._sanlock.start_host_id(self.id, host_id, self._place)
+            if not self._sanlock.start_host_id(self.id, host_id, self._place):
+                return False
             self._host_id = host_id
+            return True
 
     def _leave_behind(self, held: int, asked: int) -> None:
         """Give back what an earlier life of this agent held when it was killed, and nobody uses."""
@@ -79,7 +83,17 @@ class Lockspace:
     def acquire(self, host_id: int, timeout: float) -> None:
         """Ask and wait at most `timeout` seconds.  Raises 661, 700."""
         deadline = Deadline(self._clock, timeout)
-        self.start_acquire(host_id)
+        was_joined = self._host_id is None and self.joined_as() is not None
+        self._acquire(host_id, deadline)
+        if was_joined:  # it may be leaving, which the daemon shows a moment later
+            self._clock.wait(threading.Event(), SEEN)
+            self._acquire(host_id, deadline)
+
+    def _acquire(self, host_id: int, deadline: Deadline) -> None:
+        while not self.start_acquire(host_id):
+            if deadline.passed():
+                raise self._failure("an earlier one is still being given back", host_id)
+            self._clock.wait(threading.Event(), POLL)
         self.wait(deadline.left())
 
     def wait(self, timeout: float) -> None:
@@ -134,9 +148,12 @@ class Lockspace:
             return None
         return self._sanlock.has_host_id(self.id, self._host_id, self._place)
 
-    def _failure(self, reason: str) -> AcquireHostIdFailure:
+    def _failure(self, reason: str, host_id: int | None = None) -> AcquireHostIdFailure:
         return AcquireHostIdFailure(
-            host_id=self._host_id, domain=self.id, path=self._place.path, reason=reason
+            host_id=host_id or self._host_id,
+            domain=self.id,
+            path=self._place.path,
+            reason=reason,
         )
 
 
