@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -54,9 +54,14 @@ def walk(world: World, kind: str, step: str, prepare: Callable[[World], Scenario
     """One point: die there, come back, be complete or as before, and do it again if need be."""
     scenario = prepare(world)
     world.restart(crash_point=f"{kind}:{step}")
-    with contextlib.suppress(RemoteError):  # the connection dies with the agent
-        scenario.act()
-    world.agent.wait_dead()
+    try:
+        answer = scenario.act()
+    except RemoteError as error:  # the connection dies with the agent
+        answer = error
+    try:
+        world.agent.wait_dead()
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{kind} did not come to {step}: {answer}")
     world.restart()
     world.check()
     scenario.check()
