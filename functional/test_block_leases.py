@@ -320,6 +320,22 @@ def test_the_managers_sanlock_dies(lab: Lab) -> None:
 # -- hosts that stop, hang and die ---------------------------------------------------------------
 
 
+def test_what_a_host_left_that_lost_its_journal(lab: Lab) -> None:
+    """It has the same host id again and knows of nothing: it clears away what bears that."""
+    pool = lab.three
+    first = pool.hosts[0]
+    pool.revive(first, MADE)
+    creation = Creation(pool, first)
+    first.agent.wait_dead()
+    assert creation.wait() != 0
+    assert pool.half_made() == {creation.volume}
+    for entry in (first.agent.dir / "state" / "journal").iterdir():
+        entry.unlink()
+    pool.revive(first)
+    wait_for(lambda: not pool.half_made(), "the volume to be removed", 30)
+    assert check(pool.luns, pool.domain) == []
+
+
 def test_what_a_living_host_left_is_its_own(lab: Lab) -> None:
     """Its agent died between the making of a volume and its publication; the host lives."""
     pool = lab.three

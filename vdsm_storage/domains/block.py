@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -255,11 +255,14 @@ class BlockDomain:
 
     # -- what dead hosts left ------------------------------------------------------------------
 
-    def collect(self, timeout: float) -> None:
+    def collect(self, timeout: float, idle: Callable[[], bool]) -> None:
         """Remove the half-made volumes of hosts whose leases are gone with them."""
         hosts = {host.host_id: host for host in self.lockspace.hosts()}
+        own = self.lockspace.host_id
 
         def dead(host_id: int) -> bool:
+            if host_id == own:  # asked after its volumes were listed: they are of none that begins
+                return idle()
             return host_id in hosts and hosts[host_id].gone
 
         if abandoned := self.store.abandoned(dead):

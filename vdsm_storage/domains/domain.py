@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -146,8 +146,12 @@ class Domain(Protocol):
     def file_stats(self, pattern: str, case_sensitive: bool) -> dict[str, dict[str, int]]:
         """ISO images, as StorageDomain.getFileStats answers; none on block domains."""
 
-    def collect(self, timeout: float) -> None:
-        """Remove what hosts that died have half made (block); waits `timeout` s for the lock."""
+    def collect(self, timeout: float, idle: Callable[[], bool]) -> None:
+        """Remove what hosts that died have half made (block); waits `timeout` s for the lock.
+
+        `idle()`: this host does nothing on the domain and has nothing to recover there; what bore
+        its id before is of a host that had that once, or of a journal that was lost.
+        """
 
     # -- a pool manager's corner ---------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import errno
 import fnmatch
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,7 +232,7 @@ class FileDomain:
             raise FileStatsError(domain=self.id, reason=error) from error
         return found
 
-    def collect(self, timeout: float) -> None:
+    def collect(self, timeout: float, idle: Callable[[], bool]) -> None:
         """Files do not tell who made them; whoever did takes them back when it is restarted."""
 
     # -- a pool manager's corner -------------------------------------------------------------

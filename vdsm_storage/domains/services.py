@@ -260,7 +260,8 @@ class DomainServices:
         for sd_id in pool.active if pool is not None else ():
             domain = self.registry.peek(sd_id)
             if domain is not None and self.usable(sd_id):
-                self._lanes.submit(f"collect {sd_id}", partial(_collect, domain), COLLECT)
+                work = partial(_collect, domain, partial(self._runner.idle, sd_id))
+                self._lanes.submit(f"collect {sd_id}", work, COLLECT)
 
     def restore(self) -> bool:
         """After a crash in this boot: what was connected is connected again.
@@ -298,9 +299,9 @@ class DomainServices:
                 log.warning("%s", error)
 
 
-def _collect(domain: Domain) -> None:
+def _collect(domain: Domain, idle: Callable[[], bool]) -> None:
     try:
-        domain.collect(COLLECT)
+        domain.collect(COLLECT, idle)
     except (AgentError, OSError) as error:
         log.info("Domain %s: what dead hosts left stays for now: %s", domain.id, error)
 

@@ -290,6 +290,14 @@ class Runner:
                 for r in self._running.values()
             )
 
+    def idle(self, domain: str) -> bool:
+        """Whether nothing is at work on the domain, and nothing waits to be recovered there."""
+        with self._lock:
+            return not any(
+                domain in r.entry.domains and (r.interrupted or not r.done.is_set())
+                for r in self._running.values()
+            )
+
     def stop(self, running: Running) -> None:
         """Ask it to stop; it ends at its next step."""
         if running.entry.state in (j.INIT, j.RUNNING):
