@@ -204,43 +204,37 @@ class Scale:
         return took
 
     def extends(self, domain: Domain) -> None:
-        first, rest = self.volumes[0], self._rest(self.bare_extend)
+        first = self.volumes[0]
 
         def one() -> float:
             size = self.grown(first)
-            return domain.wall(lambda: [domain.extend(first, size)], rest)
+            return domain.wall(lambda: [domain.extend(first, size)])
 
         row = self.row("Volume.extendSize / bare lvm", self.if_large(1.25))
         self.table.compare(row, one, self.bare_extend)
         row = self.row("ten extendSize at once / one", 2.5)
-        self.table.compare(row, lambda: self.together(domain, rest), one)
+        self.table.compare(row, lambda: self.together(domain), one)
 
-    def together(self, domain: Domain, rest: float = 0.0) -> float:
+    def together(self, domain: Domain) -> float:
         """Ten volumes at once."""
         wanted = [(volume, self.grown(volume)) for volume in self.volumes[:10]]
-        return domain.wall(lambda: [domain.extend(*each) for each in wanted], rest)
+        return domain.wall(lambda: [domain.extend(*each) for each in wanted])
 
     def creates(self, domain: Domain) -> None:
-        rest = self._rest(self.bare_create)
-
         def activate(name: str) -> None:
             domain.standin.activate(self.bench.group, [name])
             domain.standin.deactivate(self.bench.group, [name])
 
         self.table.compare(
             self.row("Volume.create, raw / bare lvm", self.if_large(1.25)),
-            lambda: domain.wall(lambda: [domain.create(RAW)], rest),
+            lambda: domain.wall(lambda: [domain.create(RAW)]),
             self.bare_create,
         )
         self.table.compare(
             self.row("Volume.create, cow / bare lvm", self.if_large(1.25)),
-            lambda: domain.wall(lambda: [domain.create(COW)], rest),
+            lambda: domain.wall(lambda: [domain.create(COW)]),
             lambda: self.bare_create(activate),
         )
-
-    @staticmethod
-    def _rest(bare: Callable[[], float]) -> float:
-        return min(bare() for _ in range(3)) * 0.6
 
 
 def reading_slots(table: Table, directory: Path) -> None:

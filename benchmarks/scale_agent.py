@@ -24,7 +24,7 @@ from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.rpc.client import Client, Pending
 
 RAW, COW = 5, 4
-POLL = 0.0005  # seconds between two looks at a task
+POLL = 0.0002  # seconds between two looks at a task's entry
 PATIENCE = 120.0  # seconds
 UNREADY = "RHAT_storage_domain_UNREADY"
 
@@ -72,17 +72,14 @@ class Domain:
     def call(self, verb: str, params: dict[str, Any]) -> Any:
         return self.client.call(verb, params)
 
-    def wall(self, start: Callable[[], Sequence[Pending]], rest: float = 0.0) -> float:
+    def wall(self, start: Callable[[], Sequence[Pending]]) -> float:
         """Seconds until all tasks that `start` asks for have ended; they are cleared then.
 
-        Before that the agent has seen what another lvm has changed.  The first look at the tasks
-        comes `rest` seconds after they have begun: looking costs the agent time, which it would
-        not have for the work.
+        Before that the agent has seen what another lvm has changed.
         """
         self.see_changes()
         began = time.perf_counter()
         tasks = [str(pending.result(PATIENCE)) for pending in start()]
-        time.sleep(max(0.0, began + rest - time.perf_counter()))
         for task in tasks:
             self._end(task)
         took = time.perf_counter() - began
@@ -91,11 +88,17 @@ class Domain:
         return took
 
     def _end(self, task: str) -> None:
+        """Asking the agent again and again would cost it as much as its work.  Its journal tells
+        when asking is worth while: a task that has ended is written there.
+        """
+        entry = self.process.dir / "state" / "journal" / f"{task}.json"
+        new = entry.with_name(f"{entry.name}.new")
         while True:
+            while not new.exists() and '"state": "finished"' not in entry.read_text():
+                time.sleep(POLL)
             status = self.call("Task.getStatus", {"taskID": task})
             if status["taskState"] == "finished":
                 break
-            time.sleep(POLL)
         if status["code"]:
             raise SystemExit(f"a task failed: {status}")
 
