@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import mmap
 import os
 from collections.abc import Iterator
@@ -44,6 +45,17 @@ def sync_directory(path: str) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def make_shared_directory(path: str, group: str) -> None:
+    """Make `path`, for this process and for the daemon that alone is in `group`.
+
+    Where there is no such group, or this process may not give it away, it is its own.
+    """
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    with contextlib.suppress(KeyError, PermissionError):
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        os.chmod(path, 0o770)  # noqa: S103 - the group is the daemon alone
 
 
 def _write_all(fd: int, data: bytes) -> None:

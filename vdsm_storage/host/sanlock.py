@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
 import select
 import threading
@@ -30,6 +29,7 @@ from typing import Any, Final
 
 import sanlock
 
+from vdsm_storage.base.files import make_shared_directory
 from vdsm_storage.errors import (
     AcquireHostIdFailure,
     AcquireLockFailure,
@@ -58,6 +58,7 @@ from vdsm_storage.host.sanlock_model import (
 IO_CALL: Final = 6.0  # I/O time-outs that one call may take: a few reads and writes in a row
 SHORT: Final = 20.0  # seconds for what the daemon answers from memory
 LVB_SIZE: Final = 512  # bytes
+DAEMON_GROUP: Final = "sanlock"  # in production the daemon runs as sanlock:sanlock
 TELL: Final = "/usr/bin/touch"  # run by the daemon with the marker's path
 
 
@@ -65,7 +66,6 @@ TELL: Final = "/usr/bin/touch"  # run by the daemon with the marker's path
 class _Connection:
     fd: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-
     marker: str = ""  # the file that tells that the lockspace's leases are lost
 
     def registered(self) -> int:
@@ -90,7 +90,7 @@ class Sanlock:
             os.environ["SANLOCK_RUN_DIR"] = run_dir
             os.environ["SANLOCK_PRIVILEGED"] = "0"
         if lost_dir:
-            _make_lost_dir(lost_dir)
+            make_shared_directory(lost_dir, DAEMON_GROUP)
         self.io_timeout = io_timeout
         self.lost_dir = lost_dir
         self._lock = threading.Lock()
@@ -397,11 +397,3 @@ class Sanlock:
         except TimeoutError as cause:
             text = f"no answer in {timeout:.0f} s; the storage hangs, or the owner has just died"
             raise failure.of(text, busy=True) from cause
-
-
-def _make_lost_dir(path: str) -> None:
-    """For this process, and for the daemon, which runs as sanlock:sanlock in production."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    with contextlib.suppress(KeyError, PermissionError):
-        os.chown(path, -1, grp.getgrnam("sanlock").gr_gid)
-        os.chmod(path, 0o770)  # noqa: S103 - the group is the daemon alone
