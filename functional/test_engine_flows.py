@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The engine's flows on one host, with local and with POSIX storage under real sanlock leases.
+"""The engine's flows on one host: on a local directory, and on POSIX storage and LUNs under real
+sanlock leases.
 
 One data centre per kind of storage; the tests of a module run in order and build on each other's
 data centre, but not on each other's disks.
@@ -20,18 +21,22 @@ from pathlib import Path
 import pytest
 
 from functional.engine.datacenter import DataCenter, Disk, Domain, TaskFailedError
-from functional.engine.host import COW, PREALLOCATED, RAW, SPARSE, Host, StorageServer, pdiv
+from functional.engine.host import COW, FCP, PREALLOCATED, RAW, SPARSE, Host, StorageServer, pdiv
 from functional.engine.replies import NO_UUID
 from functional.engine.wire import VdsError
 from functional.processes import AgentProcess
+from functional.standin.process import StandInProcess
 
 MIB = 1024**2
 GIB = 1024**3
-LOCAL = "local"
+LOCAL, LUN = "local", "lun"
+EXTENT = 128 * MIB
 
 
 @dataclass
 class Lab:
+    """`make_server(kind)` gives storage for one more domain."""
+
     agent: AgentProcess
     host: Host
     dc: DataCenter
@@ -41,6 +46,10 @@ class Lab:
     @property
     def domain(self) -> Domain:
         return self.dc.domains[self.dc.master]
+
+    def size(self, size: int) -> int:
+        """Of a disk: on LUNs whole extents, which a raw one would have anyway."""
+        return -(-size // EXTENT) * EXTENT if self.kind == LUN else size
 
     def restart(self, crash: bool = True) -> None:
         """The agent dies, or is stopped, and comes back on another port; the engine reconnects."""
@@ -59,16 +68,33 @@ class Lab:
         self.dc.activate_host(self.host)
 
 
-@pytest.fixture(scope="module", params=[LOCAL, "ext4"])
+@pytest.fixture(scope="module")
+def luns(make_luns: Callable[..., list[str]]) -> list[str]:
+    return make_luns(2)
+
+
+@pytest.fixture(scope="module", params=[LOCAL, "ext4", LUN])
 def lab(
     request: pytest.FixtureRequest,
     make_server: Callable[[str], StorageServer],
     start_agent: Callable[..., AgentProcess],
+    make_standin: Callable[..., StandInProcess],
+    luns: list[str],
 ) -> Iterator[Lab]:
-    agent = start_agent(f"agent-{request.param}", tls=request.param == LOCAL)
+    kind = request.param
+    servers = [StorageServer(FCP, devices=(lun,)) for lun in luns]
+
+    def make(wanted: str) -> StorageServer:
+        return servers.pop(0) if kind == LUN else make_server(wanted)
+
+    if kind == LUN:
+        devices = ",".join(luns)
+        agent = start_agent("block", False, make_standin(sync=False), lvm__devices=devices)
+    else:
+        agent = start_agent(f"agent-{kind}", tls=kind == LOCAL)
     host = agent.host("host-1", 1)
-    dc = DataCenter.begin([host], make_server(request.param))
-    made = Lab(agent, host, dc, request.param, make_server)
+    dc = DataCenter.begin([host], make(kind))
+    made = Lab(agent, host, dc, kind, make)
     yield made
     errors = made.host.vds.errors + made.host.irs.errors
     made.host.close()
@@ -101,6 +127,8 @@ def test_connecting_again_is_a_refresh(lab: Lab) -> None:
 
 def test_one_bad_server_does_not_fail_the_others(lab: Lab, tmp_path: Path) -> None:
     good = lab.domain.server
+    if good.is_block:
+        pytest.skip("Fibre Channel is one network: there are no servers")
     bad = StorageServer(good.type, str(tmp_path / "not there"), good.vfs_type, good.options)
     statuses = lab.host.connect_servers(lab.dc.id, [bad, good])
     assert statuses[good.id] == 0
@@ -180,7 +208,9 @@ def test_unknown_pool(lab: Lab) -> None:
     ("fmt", "prealloc"), [(RAW, SPARSE), (RAW, PREALLOCATED), (COW, SPARSE), (COW, PREALLOCATED)]
 )
 def test_create_extend_delete_a_disk(lab: Lab, fmt: int, prealloc: int) -> None:
-    dc, size = lab.dc, 64 * MIB
+    dc, size = lab.dc, lab.size(64 * MIB)
+    if lab.kind == LUN and (fmt, prealloc) == (RAW, SPARSE):
+        pytest.skip("raw volumes are not sparse on LUNs, and no engine asks for such")
     disk = dc.create_disk(dc.master, size, fmt=fmt, prealloc=prealloc)
     info = dc.info(disk)
     assert (info.status, info.capacity, info.parent) == ("OK", size, NO_UUID)
@@ -216,9 +246,10 @@ def test_a_failed_task_leaves_nothing(lab: Lab) -> None:
 
 def test_what_a_guest_writes_is_in_the_chain(lab: Lab) -> None:
     dc = lab.dc
-    disk = dc.create_disk(dc.master, 32 * MIB)
+    size = lab.size(32 * MIB)
+    disk = dc.create_disk(dc.master, size)
     write(lab, disk, 0x11, 0)
-    snapshot = dc.snapshot(disk, 32 * MIB)
+    snapshot = dc.snapshot(disk, size)
     write(lab, snapshot, 0x22, MIB)
     assert dc.info(snapshot).parent == disk.leaf
     path = lab.host.prepare(dc.id, snapshot.domain, snapshot.image, snapshot.leaf)
@@ -234,9 +265,10 @@ def test_what_a_guest_writes_is_in_the_chain(lab: Lab) -> None:
 def test_copy_a_chain(lab: Lab) -> None:
     """A cold copy of a disk with a snapshot, volume by volume, then a template of it."""
     dc = lab.dc
-    source = dc.create_disk(dc.master, 32 * MIB)
+    size = lab.size(32 * MIB)
+    source = dc.create_disk(dc.master, size)
     write(lab, source, 0x33, 0)
-    source = dc.snapshot(source, 32 * MIB)
+    source = dc.snapshot(source, size)
     write(lab, source, 0x44, 2 * MIB)
     target = copy_of(lab, source)
     for number, volume in enumerate(target.volumes):
@@ -255,9 +287,10 @@ def test_copy_a_chain(lab: Lab) -> None:
 def test_template(lab: Lab) -> None:
     """One collapsed copy, then type SHARED; disks upon it share the base."""
     dc = lab.dc
-    source = dc.snapshot(dc.create_disk(dc.master, 16 * MIB), 16 * MIB)
+    size = lab.size(16 * MIB)
+    source = dc.snapshot(dc.create_disk(dc.master, size), size)
     write(lab, source, 0x55, 0)
-    template = dc.create_disk(dc.master, 16 * MIB, fmt=COW)
+    template = dc.create_disk(dc.master, size, fmt=COW)
     params = {
         "source": dc.div(source, source.leaf),
         "destination": dc.div(template, template.leaf, 0),
@@ -273,7 +306,7 @@ def test_template(lab: Lab) -> None:
     assert job.status == "done"
     assert dc.info(template).voltype == "SHARED"
     disk = Disk(dc.master, str(uuid.uuid4()), (str(uuid.uuid4()),))
-    dc.create_volume(disk, 16 * MIB, parent=(template.image, template.leaf))
+    dc.create_volume(disk, size, parent=(template.image, template.leaf))
     path = lab.host.prepare(dc.id, disk.domain, disk.image, disk.leaf)
     qemu_io(path, "read -P 0x55 0 1M", "qcow2")
     lab.host.teardown(dc.id, disk.domain, disk.image, disk.leaf)

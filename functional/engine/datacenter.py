@@ -171,6 +171,9 @@ class DataCenter:
         assert 0 < free <= total
         info = host.domain_info(domain.id)
         assert info.remote_path == domain.server.spec
+        if domain.server.is_block:  # its LUNs go into the engine's database
+            group = host.group_info(info.group)
+            assert (group.name, list(group.devices)) == (domain.id, domain.server.guids)
         assert info.domain_class == "Data"
         assert info.version == domain.version
         assert info.pools == []
@@ -193,7 +196,7 @@ class DataCenter:
         for number in range(2):
             text = json.dumps({"DiskAlias": "OVF_STORE", "DiskDescription": f"OVF_STORE {number}"})
             disk = self.create_disk(
-                self.master, OVF_SIZE, fmt=RAW, prealloc=SPARSE, disk_type="OVFS", desc=text
+                self.master, OVF_SIZE, fmt=RAW, disk_type="OVFS", desc=text
             )
             where = pdiv(self.id, disk.domain, disk.image, disk.leaf)
             description = json.dumps({"Updated": True, "Domains": [{"StorageDomain": self.master}]})
@@ -335,12 +338,17 @@ class DataCenter:
 
     # -- 3.6: disks --------------------------------------------------------------------------
 
+    def thin(self, domain: str, fmt: int) -> int:
+        """A volume's type that takes least: raw ones are never sparse on block domains."""
+        block = fmt == RAW and self.domains[domain].server.is_block
+        return PREALLOCATED if block else SPARSE
+
     def create_disk(
         self,
         domain: str,
         size: int,
         fmt: int = RAW,
-        prealloc: int = SPARSE,
+        prealloc: int | None = None,
         disk_type: str = "DATA",
         desc: str = "",
         initial: int | None = None,
@@ -357,7 +365,7 @@ class DataCenter:
         disk: Disk,
         size: int,
         fmt: int = COW,
-        prealloc: int = SPARSE,
+        prealloc: int | None = None,
         disk_type: str = "DATA",
         desc: str = "",
         initial: int | None = None,
@@ -373,7 +381,7 @@ class DataCenter:
                 "volumeID": disk.leaf,
                 "size": str(size),
                 "volFormat": fmt,
-                "preallocate": prealloc,
+                "preallocate": prealloc or self.thin(disk.domain, fmt),
                 "diskType": disk_type,
                 "desc": desc or json.dumps({"DiskAlias": "d", "DiskDescription": ""}),
                 "srcImgUUID": parent[0],
