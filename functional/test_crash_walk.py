@@ -15,7 +15,7 @@ from functional import scenarios
 from functional.engine.host import StorageServer
 from functional.processes import AgentProcess
 from functional.scenarios import LEASED, SHARED
-from functional.walk import STEPS, Scenario, points, walk
+from functional.walk import STEPS, Scenario, points, round_points, walk
 from functional.world import World, new_id
 
 
@@ -80,14 +80,14 @@ def fresh_agent(start_agent: Callable[..., AgentProcess]) -> Iterator[AgentProce
     assert agent.stop() == ""
 
 
-@pytest.mark.parametrize(("kind", "step"), points(SHARED))
-def test_local_domain(local_world: World, kind: str, step: str) -> None:
-    walk(local_world, kind, step, SHARED[kind])
+@pytest.mark.parametrize(("kind", "step", "then"), round_points(SHARED))
+def test_local_domain(local_world: World, kind: str, step: str, then: str) -> None:
+    walk(local_world, kind, step, SHARED[kind], then)
 
 
-@pytest.mark.parametrize(("kind", "step"), points(LEASED))
-def test_domain_with_leases(leased_world: World, kind: str, step: str) -> None:
-    walk(leased_world, kind, step, LEASED[kind])
+@pytest.mark.parametrize(("kind", "step", "then"), round_points(LEASED))
+def test_domain_with_leases(leased_world: World, kind: str, step: str, then: str) -> None:
+    walk(leased_world, kind, step, LEASED[kind], then)
 
 
 @pytest.mark.parametrize(("kind", "step"), points(FRESH))

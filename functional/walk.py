@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -43,6 +44,10 @@ def steps() -> dict[str, tuple[str, ...]]:
 STEPS = steps()
 
 
+# What scenarios of other kinds do too, what they do before they begin, and what cleans up.
+COMMON = ("volume.create", "volume.add_bitmap", "lease.create", "image.delete")
+
+
 def points(kinds: Mapping[str, object]) -> list[Any]:
     """Parameters `kind` and `step` of a test."""
     return [
@@ -50,10 +55,36 @@ def points(kinds: Mapping[str, object]) -> list[Any]:
     ]
 
 
-def walk(world: World, kind: str, step: str, prepare: Callable[[World], Scenario]) -> None:
-    """One point: die there, come back, be complete or as before, and do it again if need be."""
+def round_points(kinds: Mapping[str, object]) -> list[Any]:
+    """Parameters `kind`, `step` and `then` of a test: the first steps of all kinds, the second...
+
+    `then` is the point after this one, which the agent may be armed with when it comes back.
+    """
+    steps = [(n, kind, step) for kind in kinds for n, step in enumerate(STEPS[kind])]
+    row = [(kind, step) for _, kind, step in sorted(steps, key=lambda found: found[0])]
+    after = [
+        "" if following in (kind, *COMMON) else f"{following}:{step}"
+        for (kind, _), (following, step) in itertools.pairwise(row)
+    ]
+    return [
+        pytest.param(kind, step, then, id=f"{kind}:{step}")
+        for (kind, step), then in zip(row, [*after, ""], strict=True)
+    ]
+
+
+def walk(
+    world: World, kind: str, step: str, prepare: Callable[[World], Scenario], then: str = ""
+) -> None:
+    """One point: die there, come back, be complete or as before, and do it again if need be.
+
+    The agent that comes back dies at `then`: one start less for a walk that goes on there.
+    """
+    point = f"{kind}:{step}"
+    if world.armed not in ("", point):  # a test was left out
+        world.restart()
     scenario = prepare(world)
-    world.restart(crash_point=f"{kind}:{step}")
+    if world.armed != point:
+        world.restart(point)
     try:
         answer = scenario.act()
     except RemoteError as error:  # the connection dies with the agent
@@ -62,7 +93,7 @@ def walk(world: World, kind: str, step: str, prepare: Callable[[World], Scenario
         world.agent.wait_dead()
     except subprocess.TimeoutExpired:
         pytest.fail(f"{kind} did not come to {step}: {answer}")
-    world.restart()
+    world.restart(then)
     world.check()
     scenario.check()
     if not scenario.done():

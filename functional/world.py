@@ -42,6 +42,7 @@ class World:
         self.pool, self.main, self.second = new_id(), new_id(), new_id()
         self.places = dict(zip((self.main, self.second), servers, strict=True))
         self.version = 1  # of the master
+        self.armed = ""  # with a crash point
         self.attached = [self.main, self.second] if attach else [self.main]
         self.client = Client.dev(str(agent.dir))
         self.block = servers[0].is_block
@@ -63,6 +64,7 @@ class World:
         self.client.close()
         if self.agent.process is not None and self.agent.process.poll() is None:
             self.agent.kill()
+        self.armed = crash_point
         self.agent.start(crash_point)
         self.client = Client.dev(str(self.agent.dir))
         self.settle()
