@@ -107,7 +107,6 @@ class BlockDomain:
         self._specials = parts.specials
         self._leasing = parts.leasing
         self._master = parts.master
-        self._settled = False
 
     @property
     def path(self) -> str:
@@ -174,9 +173,7 @@ class BlockDomain:
 
     def check_special_files(self) -> None:
         self._specials.open()
-        if not self._settled:  # an earlier life of the agent may have left volumes active
-            self._settled = True
-            self.store.active.settle()
+        self.store.active.tidy()  # an earlier life of the agent may have left volumes active
 
     def close(self) -> None:
         self.store.active.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains.block_special import Specials
@@ -21,6 +22,8 @@ from vdsm_storage.images.store import Progress, Wipe
 
 log = logging.getLogger("activation")
 
+SELDOM: Final = 60  # looks at the domain between two tries to deactivate what stays open
+
 
 class ActiveVolumes:
     """Needs the domain's special volumes (for its group) and what counts users."""
@@ -31,6 +34,8 @@ class ActiveVolumes:
         self._activation = specials.activation
         self._uses = uses
         self._domain = specials.group.name
+        self._left = True  # whether volumes may be active that nobody uses
+        self._pause = self._skip = 0  # looks at the domain between two tries to deactivate them
 
     # -- for operations, and for guests --------------------------------------------------------
 
@@ -81,8 +86,9 @@ class ActiveVolumes:
         try:
             self._activation.deactivate(self._group, wanted)
         except CannotDeactivateLogicalVolume as error:
-            # Somebody whom this agent does not know has it open; settle() tries again.
+            # Somebody whom this agent does not know has it open; tidy() tries again.
             log.warning("Volumes of domain %s stay active: %s", self._domain, error)
+            self._left, self._pause, self._skip = True, 0, 0
 
     def refresh(self, volumes: Sequence[str]) -> None:
         """Those that are active get the size that they have in the group now."""
@@ -109,6 +115,8 @@ class ActiveVolumes:
             try:
                 self._activation.deactivate(self._group, active)
             except CannotDeactivateLogicalVolume as error:
+                self._activation.activate(self._group, active)  # as they were, all of them
+                self._specials.own(active)
                 raise CannotRemoveLogicalVolume(
                     vg=self._domain, lv=", ".join(active), reason=error
                 ) from error
@@ -165,6 +173,7 @@ class ActiveVolumes:
     def settle(self) -> None:
         """Deactivate volumes that nobody uses: those of operations that died, of guests that are
         gone.  One that is open stays."""
+        self._left = False
         candidates = sorted(set(self._activation.active(self._domain)) - names.SPECIAL)
         if not candidates:
             return
@@ -174,6 +183,18 @@ class ActiveVolumes:
                     self._activation.deactivate(self._group, [volume])
                 except CannotDeactivateLogicalVolume as error:
                     log.info("%s", error)
+                    self._left = True
+
+    def tidy(self) -> None:
+        """settle() when the domain is first looked at; again, ever more seldom, while something
+        that nobody uses is open."""
+        if not self._left:
+            return
+        if self._skip > 0:
+            self._skip -= 1
+            return
+        self.settle()
+        self._pause = self._skip = min(2 * self._pause + 1, SELDOM)
 
     def volumes(self) -> list[str]:
         """Active volumes of the domain, its special ones left out."""
