@@ -95,6 +95,8 @@ class Domain:
         new = entry.with_name(f"{entry.name}.new")
         while True:
             while not new.exists() and '"state": "finished"' not in entry.read_text():
+                if not self.process.alive():
+                    raise SystemExit("the agent died")
                 time.sleep(POLL)
             status = self.call("Task.getStatus", {"taskID": task})
             if status["taskState"] == "finished":
