@@ -87,8 +87,10 @@ class Slots:
         found: dict[int, bytes] = {}
         todo = iter([(slot, slot_offset(slot, self._version)) for slot in ordered])
         slot, offset = next(todo)
-        with files.DirectReader(os.path.realpath(self._path), _READ) as reader:
-            for start, end in _ranges([slot_offset(slot, self._version) for slot in ordered]):
+        ranges = list(_ranges([slot_offset(slot, self._version) for slot in ordered]))
+        longest = max(end - start for start, end in ranges)
+        with files.DirectReader(os.path.realpath(self._path), longest) as reader:
+            for start, end in ranges:
                 data = reader.read(start, end - start)
                 while start <= offset < end:
                     text = data[offset - start : offset - start + SLOT_SIZE]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from vdsm_storage.base import files
@@ -60,7 +60,7 @@ class Journal:
 
     def save(self, entry: Entry) -> None:
         """Durable when it returns.  Raises OSError."""
-        data = json.dumps(asdict(entry), indent=1, sort_keys=True).encode()
+        data = json.dumps(vars(entry), sort_keys=True).encode()
         files.write_atomic(self._path(entry.id), data, mode=0o600)
 
     def remove(self, entry: Entry) -> None:
