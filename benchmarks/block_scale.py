@@ -16,9 +16,9 @@ With N volumes in a volume group, on a loop device, without device-mapper:
 
 The agent is the pool manager, as an engine's host is, so that the lease of the domain is held.
 What is not lvm's work counts against the agent: the request, the journal, the volume's own lease,
-its metadata.  That is some ten milliseconds whatever N is, as much as lvm itself takes for a group of ten
-volumes, so that the promises about changes are for larger groups; for small ones the figures are
-printed, and nothing is promised.  A domain has at most 1,947 volumes by its format: where N is
+its metadata.  That is some ten milliseconds whatever N is, as much as lvm itself takes for a group
+of ten volumes, so that the promises about changes are for larger groups; for small ones the figures
+are printed, and nothing is promised.  A domain has at most 1,947 volumes by its format: where N is
 larger, the others in its volume group are in no domain.
 
     benchmarks/block_scale.py [--quick] [--json]
