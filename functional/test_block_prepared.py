@@ -108,6 +108,26 @@ def test_a_prepared_image_outlives_the_agent(
     teardown(lab, top)
 
 
+def test_a_prepared_image_outlives_a_clean_stop(
+    lab: Lab, domain: str, standin: StandInProcess
+) -> None:
+    """As when the agent is upgraded: the domain is let go, but not what a guest has of it."""
+    base, top = disk(lab, domain)
+    path = lab.prepare(top)
+    both = {base.volume, top.volume}
+    assert lab.agent.stop() == ""
+    assert set(standin.active(domain)) == both
+    qemu_io(path, "write -P 0x62 0 1M")  # its backing file is found by a link, too
+    lab.agent.start()
+    lab.reconnect()
+    lab.connect_pool()
+    lab.wait_usable(domain)
+    assert active(standin, domain) == both
+    qemu_io(path, "read -P 0x62 0 1M")
+    teardown(lab, top)
+    assert active(standin, domain) == set()
+
+
 def test_preparing_thrice_is_preparing_once(
     lab: Lab, domain: str, standin: StandInProcess
 ) -> None:

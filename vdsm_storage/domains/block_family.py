@@ -105,6 +105,7 @@ class BlockFamily:
         specials.group.unchanged = lambda: min(RECENT, locks.all.held_for())
         active = ActiveVolumes(specials, base.uses)
         lockspace = base.leasing.lockspace(sd_id, specials.device(names.IDS), geometry)
+        lockspace.prepare = specials.open
         needs = Needs(specials, locks.all, base.leasing.write, lambda: lockspace.host_id)
         store = BlockStore(sd_id, found.metadata.version, geometry, needs, active)
         parts = Parts(specials, store, locks, lockspace, base.leasing, base.master)

@@ -91,8 +91,19 @@ class Specials:
             if wanted:
                 self.activation.deactivate(self.group, wanted)
             self._open = False
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(self.root)
+            self._remove_links()
+
+    def _remove_links(self) -> None:
+        """All but those to volumes that are still active: guests look for them there."""
+        special = os.path.join(self.root, layout.DOM_MD)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(special)
+        for path, _, names_there in os.walk(self.root, topdown=False):
+            for name in names_there:
+                if not os.path.exists(one := os.path.join(path, name)):
+                    os.unlink(one)
+            with contextlib.suppress(OSError):  # others are in use
+                os.rmdir(path)
 
     # -- links of volumes ----------------------------------------------------------------------
 

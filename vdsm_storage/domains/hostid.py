@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Final
 
 from vdsm_storage.domains.domain import Domain
+from vdsm_storage.errors import AgentError
+
+log = logging.getLogger("domain")
 
 TEMPORARY: Final = 250  # the host id of operations that come before any pool is connected
 
@@ -24,4 +28,17 @@ def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
     try:
         yield
     finally:
-        lockspace.release()
+        leave(domain)
+
+
+def leave(domain: Domain) -> None:
+    """This host has no more to do with the domain.  Raises 662."""
+
+    def close() -> None:
+        try:
+            domain.close()
+        except AgentError as error:
+            log.warning("Domain %s stays open: %s", domain.id, error)
+
+    assert domain.lockspace is not None
+    domain.lockspace.release(close)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vdsm_storage.domains import metadata as md
 from vdsm_storage.domains.domain import Domain
-from vdsm_storage.domains.hostid import TEMPORARY, host_id
+from vdsm_storage.domains.hostid import TEMPORARY, host_id, leave
 from vdsm_storage.domains.layout import check_name
 from vdsm_storage.domains.members import FREE, in_pool
 from vdsm_storage.domains.pool import ACTIVE, Pool, Pools
@@ -163,7 +163,7 @@ class Masters:
             return
         if lockspace.joined_as() == TEMPORARY:
             lockspace.start_acquire(TEMPORARY)
-            lockspace.release()
+            leave(domain)
 
     # -- reconstruct -------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
@@ -30,8 +31,15 @@ POLL: Final = 0.1  # seconds between two looks at a host id under way
 SEEN: Final = 1.2  # seconds after which the daemon is at what it was asked: it looks once a second
 
 
+def nothing() -> None:
+    """For lockspaces whose files are always there."""
+
+
 class Lockspace:
-    """The lockspace of the domain `sd_id`, whose file or device `ids_path` is."""
+    """The lockspace of the domain `sd_id`, whose file or device `ids_path` is.
+
+    `prepare` makes that usable, each time before a host id is asked for.
+    """
 
     def __init__(
         self, sanlock: Sanlock, sd_id: str, ids_path: str, geometry: Geometry, clock: Clock
@@ -43,6 +51,7 @@ class Lockspace:
         self._host_id: int | None = None
         self._changing = threading.Lock()  # one comes or goes at a time
         self._leaving = False
+        self.prepare: Callable[[], None] = nothing
 
     @property
     def host_id(self) -> int | None:
@@ -61,6 +70,7 @@ class Lockspace:
         Raises AcquireHostIdFailure (661), HostIdConflict (700): another one is held already.
         """
         with self._changing:
+            self.prepare()
             held = self._sanlock.host_ids().get(self.id)
             if held is not None and held != host_id:
                 self._leave_behind(held, host_id)
@@ -123,19 +133,24 @@ class Lockspace:
             log.warning("Lockspace %s: %s", self.id, error)
             return False
 
-    def release(self) -> None:
-        """Give the host id back; nothing if there is none.  Raises ReleaseHostIdFailure (662)."""
+    def release(self, then: Callable[[], None] = nothing) -> None:
+        """Give the host id back, if there is one; and then do `then`, before one is asked for anew.
+
+        Raises ReleaseHostIdFailure (662).
+        """
         with self._changing:
-            host_id = self._host_id
-            if host_id is None:
-                return
-            # The daemon calls the host id held until it is gone, but takes leases under it away.
-            self._leaving = True
-            try:
-                self._sanlock.release_host_id(self.id, host_id, self._place)
-                self._host_id = None
-            finally:
-                self._leaving = False
+            if self._host_id is not None:
+                self._release(self._host_id)
+            then()
+
+    def _release(self, host_id: int) -> None:
+        # The daemon calls the host id held until it is gone, but takes leases under it away.
+        self._leaving = True
+        try:
+            self._sanlock.release_host_id(self.id, host_id, self._place)
+            self._host_id = None
+        finally:
+            self._leaving = False
 
     def hosts(self) -> list[HostState]:
         """The hosts of the lockspace as this one sees them; [] at first."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.domains.domain import Capacity, Domain
+from vdsm_storage.domains.hostid import leave
 from vdsm_storage.domains.registry import Registry
 from vdsm_storage.errors import (
     AgentError,
@@ -244,7 +245,7 @@ class Health:
         domain = self._registry.peek(sd_id)
         if domain is not None and domain.lockspace is not None:
             try:
-                domain.lockspace.release()
+                leave(domain)
             except AgentError as error:
                 log.warning("Domain %s keeps its host id for now: %s", sd_id, error)
                 with self._changed:
