@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How block domains scale with the number of logical volumes, against bare lvm in the same run.
 
-With N volumes in a volume group, on a loop device, without device-mapper:
+With N volumes in a volume group, on a loop device; with device-mapper where the kernel has it, in
+the laboratory for instance (volumes are activated by lvm then, on both sides):
 
 - a look at one volume, or at the whole group, while nothing changed: against `lvs` of the same; on
   a device that is in memory, so that the work is compared, not the disk
@@ -22,6 +23,7 @@ are printed, and nothing is promised.  A domain has at most 1,947 volumes by its
 larger, the others in its volume group are in no domain.
 
     benchmarks/block_scale.py [--quick] [--json]
+    python -m functional.lab run --timeout 7200 ".venv/bin/python benchmarks/block_scale.py --quick"
 
 --quick stops at 1,000 volumes.  Needs root.
 """
@@ -223,8 +225,8 @@ class Scale:
 
     def creates(self, domain: Domain) -> None:
         def activate(name: str) -> None:
-            domain.standin.activate(self.bench.group, [name])
-            domain.standin.deactivate(self.bench.group, [name])
+            domain.activation.activate(self.bench.group, [name])
+            domain.activation.deactivate(self.bench.group, [name])
 
         self.table.compare(
             self.row("Volume.create, raw / bare lvm", self.if_large(1.25)),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """For block_scale.py: an agent that has a block domain in use, as the pool manager of an engine.
 
-The agent is the product's own process; where the kernel has no device-mapper, the stand-in of
-functional/ takes its place.
+The agent is the product's own process, on device-mapper; where the kernel has none, the stand-in
+of functional/ takes its place.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from functional.standin.activation import StandIn
 from functional.standin.process import StandInProcess
 from vdsm_storage.domains.block_slots import slot_offset
 from vdsm_storage.images.metadata import VolumeMetadata
+from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.rpc.client import Client, Pending
 
 RAW, COW = 5, 4
 POLL = 0.0002  # seconds between two looks at a task's entry
 PATIENCE = 120.0  # seconds
 UNREADY = "RHAT_storage_domain_UNREADY"
+DEVICE_MAPPER = Path("/dev/mapper/control")
 
 
 class Domain:
     """The domain in the volume group of `bench`, served by the agent of `process`."""
 
-    def __init__(self, bench: Bench, process: AgentProcess, standin: StandIn) -> None:
-        self.bench, self.process, self.standin = bench, process, standin
+    def __init__(self, bench: Bench, process: AgentProcess, activation: Activation) -> None:
+        self.bench, self.process, self.activation = bench, process, activation
         self.client = Client.dev(str(process.dir), timeout=300.0)
         self.id, self.pool = bench.name, str(uuid.uuid4())
 
@@ -130,7 +132,7 @@ class Domain:
 
     def write_slots(self, volumes: Sequence[Volume]) -> None:
         """The metadata of raw volumes of one extent, where the format wants it."""
-        path = self.standin.path(self.id, "metadata")
+        path = self.activation.path(self.id, "metadata")
         with open(path, "r+b", buffering=0) as file:
             for volume in volumes:
                 if volume.slot is not None:
@@ -152,24 +154,35 @@ class Domain:
 @contextlib.contextmanager
 def domain_in_use(bench: Bench) -> Iterator[Domain]:
     """An agent with an empty domain in the group of `bench`, which it makes."""
-    (bench.directory / "standin").mkdir()
-    standin = StandInProcess(bench.directory / "standin")
     settings = {
         "lvm__devices": bench.device, "rpc__check_replies": "false",
         "storage__monitor_interval": "10",
     }  # fmt: skip
-    process = AgentProcess(bench.directory / "agent", False, settings, standin)
+    with _activation(bench) as (standin, activation):
+        process = AgentProcess(bench.directory / "agent", False, settings, standin)
+        try:
+            process.start()
+            domain = Domain(bench, process, activation)
+            try:
+                domain.make()
+                yield domain
+            finally:
+                domain.client.close()
+        finally:
+            if wrong := process.stop():
+                print(wrong)
+
+
+@contextlib.contextmanager
+def _activation(bench: Bench) -> Iterator[tuple[StandInProcess | None, Activation]]:
+    if DEVICE_MAPPER.exists():
+        yield None, DeviceMapper(bench.ours)
+        return
+    (bench.directory / "standin").mkdir()
+    standin = StandInProcess(bench.directory / "standin")
     try:
         standin.start()
-        process.start()
-        domain = Domain(bench, process, StandIn(standin.socket))
-        try:
-            domain.make()
-            yield domain
-        finally:
-            domain.client.close()
+        yield standin, StandIn(standin.socket)
     finally:
-        wrong = process.stop()
-        left = standin.stop()
-        if wrong or left:
-            print(wrong, left)
+        if left := standin.stop():
+            print(left)
