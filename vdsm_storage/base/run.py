@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -82,8 +83,7 @@ def run(command: Command) -> Result:
     forget = _stop_when_cancelled(command.cancel, process)
     try:
         stdout, stderr = _communicate(process, command, started + command.timeout)
-        left = max(0.1, started + command.timeout - time.monotonic())
-        process.wait(timeout=left)
+        _wait(process, command, started + command.timeout)
     except subprocess.TimeoutExpired:
         raise CommandTimeout(
             program=command.program, seconds=command.timeout, stderr="no further output"
@@ -168,6 +168,19 @@ def _communicate(
                             program=command.program, status="killed", stderr="it prints without end"
                         )
     return bytes(kept["stdout"]), bytes(kept["stderr"])
+
+
+def _wait(process: subprocess.Popen[bytes], command: Command, deadline: float) -> None:
+    """Until it has ended; TimeoutExpired at the deadline.  Popen.wait() would look now and then."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()  # not select(), which knows 1024 descriptors
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(1000 * max(0.1, deadline - time.monotonic())):
+            raise subprocess.TimeoutExpired(command.argv, command.timeout)
+    finally:
+        os.close(pidfd)
+    process.wait()
 
 
 def _write(process: subprocess.Popen[bytes], feed: memoryview) -> memoryview:
