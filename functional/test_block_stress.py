@@ -17,7 +17,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,8 +43,7 @@ from functional.checker.check import Promised, inspect
 from functional.checker.group import read_group
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
-from vdsm_storage import config
-from vdsm_storage.agent import Agent
+from functional.walk import STEPS
 from vdsm_storage.rpc.client import RemoteError
 
 SECONDS: Final = float(os.environ.get("VDSM_STORAGE_STRESS_SECONDS", "120"))
@@ -72,10 +70,7 @@ SETTINGS: Final = {
 
 
 def crash_points() -> list[str]:
-    with tempfile.TemporaryDirectory() as directory:
-        agent = Agent(config.dev(config.Config(), directory), dev=False)
-        steps = {kind.name: kind.steps for kind in agent.kinds.values()}
-    return [f"{kind}:{step}" for kind in KINDS for step in steps[kind]]
+    return [f"{kind}:{step}" for kind in KINDS for step in STEPS[kind]]
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -36,7 +38,8 @@ class Scenario(NamedTuple):
 
 def steps() -> dict[str, tuple[str, ...]]:
     """Every kind of operation that the agent knows, and its steps."""
-    with tempfile.TemporaryDirectory() as directory:
+    # The agent would leave in the environment where its sanlock runs: this one runs none.
+    with tempfile.TemporaryDirectory() as directory, mock.patch.dict(os.environ):
         agent = Agent(config.dev(config.Config(), directory), dev=False)
         return {kind.name: kind.steps for kind in agent.kinds.values()}
 

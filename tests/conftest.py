@@ -6,9 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
+
+# Examples have no deadline: how long one takes says how busy the machine is.
+settings.register_profile("busy machines", deadline=None)
+settings.load_profile("busy machines")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -127,7 +128,9 @@ def build(
         CrashPoints(os.environ.get("VDSM_STORAGE_CRASH")),
         lambda entry, fraction: None,
     )
-    sanlock = sanlock or Sanlock(str(root / "none"), 1)
+    if sanlock is None:
+        with mock.patch.dict(os.environ):  # or the next process that a test starts looks there
+            sanlock = Sanlock(str(root / "none"), 1)
     leases, lockspaces = Leases(sanlock, clock), Lockspaces(sanlock, clock)
     leasing = DomainLeasing(lockspaces, leases, clock)
     lvm = Lvm(config.paths.lvm, config.lvm.timeout, config.lvm.commands)

@@ -278,7 +278,7 @@ def test_a_host_that_knew_the_old_format(hosts: HostMaker) -> None:
 # -- killed ----------------------------------------------------------------------------------
 
 
-def test_killed_at_every_step(hosts: HostMaker) -> None:
+def test_killed_at_every_step(hosts: HostMaker, sanlock_daemon: str) -> None:
     """A domain of format 3 is upgraded, which ends at the first step, then at the second, then at
     the third; in between it is worked on in the old format."""
     filled = fill(hosts, 3)
@@ -290,7 +290,7 @@ def test_killed_at_every_step(hosts: HostMaker) -> None:
         work_on(filled)
         before = filled.infos()
         hosts.end(host)
-        die(hosts, step, sd_id, pool)
+        die(hosts, sanlock_daemon, step, sd_id, pool)
         host = hosts.host("host")
         host.services.restore()
         wait_for(partial(recovered, host))
@@ -307,14 +307,15 @@ def test_killed_at_every_step(hosts: HostMaker) -> None:
     filled.assert_sound()
 
 
-def die(hosts: HostMaker, step: str, sd_id: str, pool: str) -> None:
+def die(hosts: HostMaker, sanlock: str, step: str, sd_id: str, pool: str) -> None:
     argv = [
         sys.executable, "-P", str(CHILD), str(hosts.directory / "host"), hosts.luns.pattern,
         hosts.standin("host").socket, sd_id, pool,
     ]  # fmt: skip
     top = CHILD.parents[2]
     environment = {
-        **os.environ, "VDSM_STORAGE_CRASH": f"{UPGRADE}:{step}", "PYTHONPATH": str(top)
+        **os.environ, "SANLOCK_RUN_DIR": sanlock, "PYTHONPATH": str(top),
+        "VDSM_STORAGE_CRASH": f"{UPGRADE}:{step}",
     }  # fmt: skip
     result = subprocess.run(
         argv, env=environment, capture_output=True, text=True, timeout=120, check=False
