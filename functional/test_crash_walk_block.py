@@ -222,7 +222,7 @@ def world(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
         # No I/O waits for a disk here: sanlock may be in a hurry.
-        settings = {"lvm__devices": ",".join(luns), "sanlock__io_timeout": "1"}
+        settings = {"lvm__devices": ",".join(luns)}
         agent = start_agent("walk", standin=make_standin(sync=False), **settings)
         yield BlockWorld(agent, luns)
 

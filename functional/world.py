@@ -44,7 +44,7 @@ class World:
         self.version = 1  # of the master
         self.armed = ""  # with a crash point
         self.attached = [self.main, self.second] if attach else [self.main]
-        self.client = Client.dev(str(agent.dir))
+        self.client = Client.dev(str(agent.dir), timeout=180.0)
         self.block = servers[0].is_block
         self.size = 128 * MIB if self.block else 8 * MIB  # of a volume
         self.prealloc = PREALLOCATED if self.block else SPARSE  # of a raw one
@@ -66,7 +66,7 @@ class World:
             self.agent.kill()
         self.armed = crash_point
         self.agent.start(crash_point)
-        self.client = Client.dev(str(self.agent.dir))
+        self.client = Client.dev(str(self.agent.dir), timeout=180.0)
         self.settle()
 
     def settle(self) -> None:

@@ -36,9 +36,13 @@ NEEDS = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """First what takes longest; then the files with the most tests, which xdist would do too."""
+    """First what takes longest, so that no process has a long file left when the others are done;
+    then the files with the most tests, which xdist would do too."""
     counts = Counter(item.path for item in items)
-    items.sort(key=lambda item: (not _needs_guests(item), -counts[item.path]))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(
+        key=lambda item: (not _needs_guests(item), item.path not in slow, -counts[item.path])
+    )
     mine = [item for item in items if item.path.is_relative_to(HERE)]
     if not mine:
         return
