@@ -389,6 +389,24 @@ class UnsupportedOperation(AgentError):
     template = "{operation} is not possible here: {reason}"
 
 
+# -- secrets ---------------------------------------------------------------------------------
+
+
+class BadSecretRequest(AgentError):
+    code = 72
+    template = "Nothing was done: {what}: {reason}"
+
+
+class SecretRegistrationFailed(AgentError):
+    code = 73
+    template = "No secret was registered, those of before are kept: {reason}"
+
+
+class SecretUnregistrationFailed(AgentError):
+    code = 74
+    template = "No secret was removed, those of before are kept: {reason}"
+
+
 # -- storage domains -------------------------------------------------------------------------
 
 

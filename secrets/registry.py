@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which secrets this host has been given, and that libvirt has them.
+
+What is registered is in memory and, if configured, encrypted in a file.  libvirt keeps these
+secrets in its memory only, so that they are defined again whenever it was restarted (`settle`).
+
+A change is made in libvirt first, then in the file, then here.  A failure takes back what was done
+in libvirt; a death in between leaves the file as it was, and the next start makes libvirt agree
+with it.  So the file and its one replacement decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Protocol
+
+from vdsm_storage.base.locks import Lock, Locks
+from vdsm_storage.errors import (
+    ResourceTimeout,
+    SecretRegistrationFailed,
+    SecretUnregistrationFailed,
+)
+from vdsm_storage.secrets.change import Change
+from vdsm_storage.secrets.keyring import Keyring, KeyringError
+from vdsm_storage.secrets.model import Defined, Entry
+from vdsm_storage.secrets.store import StoreError
+
+log = logging.getLogger("secrets")
+
+_TURN: Final = (Lock("secrets", "libvirt"),)
+TURN_SECONDS: Final = 60.0  # that a change may wait for another one
+# Where a test can have the agent die: the first step made in libvirt, all of them, and kept.
+BEGUN: Final = "secrets:begun"
+DEFINED: Final = "secrets:defined"
+KEPT: Final = "secrets:kept"
+
+
+class Kept(Protocol):
+    """store.Store, or one that keeps nothing."""
+
+    def load(self) -> list[Entry]:
+        """What was kept; what cannot be had is told in the log."""
+
+    def save(self, entries: Iterable[Entry]) -> None:
+        """Keep these and no others.  Raises StoreError."""
+
+
+class Registry:
+    """`reach(point)` is called at the points above, for tests that kill the agent there."""
+
+    def __init__(
+        self, keyring: Keyring, kept: Kept, locks: Locks, reach: Callable[[str], None]
+    ) -> None:
+        self._keyring = keyring
+        self._kept = kept
+        self._locks = locks
+        self._reach = reach
+        self._entries = {entry.uuid: entry for entry in kept.load()}
+        # Whether libvirt may have secrets of ours that are not registered, or other values.
+        self._doubtful = True
+        self._closed = False
+
+    def register(self, entries: Sequence[Entry], clear: bool) -> None:
+        """Define all, or change nothing.  With `clear`, all others of ours are removed.
+
+        Raises SecretRegistrationFailed.
+        """
+        new = {entry.uuid: entry for entry in entries}
+        with self._one_at_a_time(SecretRegistrationFailed):
+            others = {} if clear else self._entries
+            target = {**others, **new}
+
+            def make(change: Change, present: Mapping[str, Defined]) -> None:
+                self._refuse_conflicts(new, target, present)
+                self._define(change, new, present, clear)
+
+            self._commit(target, make, SecretRegistrationFailed)
+        log.info("Registered %s secrets, %s in all", len(new), len(target))
+
+    def unregister(self, uuids: Iterable[str]) -> None:
+        """Remove all of these, or none.  Unknown ones are ignored, and such as are not ours.
+
+        Raises SecretUnregistrationFailed.
+        """
+        gone = frozenset(uuids)
+        with self._one_at_a_time(SecretUnregistrationFailed):
+            target = {uuid: entry for uuid, entry in self._entries.items() if uuid not in gone}
+
+            def make(change: Change, present: Mapping[str, Defined]) -> None:
+                for uuid in sorted(gone & present.keys()):
+                    if present[uuid].ours:
+                        change.remove(present[uuid])
+                        self._reach(BEGUN)
+
+            self._commit(target, make, SecretUnregistrationFailed)
+        log.info("Unregistered secrets, %s are left", len(target))
+
+    def settle(self) -> bool:
+        """Make libvirt agree with what is registered; True if it does.
+
+        The first time, and after a change that could not be taken back, everything is defined anew
+        and whatever else is ours is removed.  Later only what libvirt lost is defined again.
+        Raises SecretRegistrationFailed when other changes took too long.
+        """
+        with self._one_at_a_time(SecretRegistrationFailed):
+            if self._closed:
+                return True
+            try:
+                present = self._present()
+            except KeyringError as error:
+                log.debug("libvirt's secrets are not known: %s", error)
+                return False
+            anew = self._doubtful
+            agreed = not anew or self._remove_strays(present)
+            agreed = self._define_missing(present, anew) and agreed
+            self._doubtful = anew and not agreed
+            return agreed
+
+    def close(self) -> None:
+        """The clean stop: nothing is kept, and libvirt has none of ours, if it can be reached."""
+        with self._one_at_a_time(SecretUnregistrationFailed):
+            self._closed = True
+            self._entries = {}
+            try:
+                # First: who dies behind this line leaves nothing that would come back.
+                self._kept.save(())
+            except StoreError as error:
+                log.warning("Secrets stay in their file: %s", error)
+            try:
+                self._remove_strays(self._present())
+            except KeyringError as error:
+                log.warning("Secrets may be left in libvirt until the next start: %s", error)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        target: Mapping[str, Entry],
+        make: Callable[[Change, Mapping[str, Defined]], None],
+        failed: type[SecretRegistrationFailed | SecretUnregistrationFailed],
+    ) -> None:
+        """libvirt, then the file, then the memory."""
+        if self._closed:
+            raise failed(reason="the agent is stopping")
+        change = Change(self._keyring, self._entries)
+        try:
+            make(change, self._present())
+            self._reach(DEFINED)
+            self._kept.save(target.values())
+        except (KeyringError, StoreError) as error:
+            for problem in change.take_back():
+                log.warning("A secret could not be restored: %s", problem)
+                self._doubtful = True  # settle() sees to it
+            if isinstance(error, StoreError):
+                # The new file may be in place already, and only not be known to be durable.
+                with contextlib.suppress(StoreError):
+                    self._kept.save(self._entries.values())
+            raise failed(reason=error) from error
+        self._reach(KEPT)
+        self._entries = dict(target)
+
+    def _refuse_conflicts(
+        self,
+        new: Mapping[str, Entry],
+        target: Mapping[str, Entry],
+        present: Mapping[str, Defined],
+    ) -> None:
+        owners = {entry.usage: entry.uuid for entry in target.values() if entry.uuid not in new}
+        for entry in new.values():
+            owner = owners.get(entry.usage)
+            if owner is not None:
+                raise KeyringError(
+                    f"usage {entry.usage_id} is that of secret {owner}; unregister it first"
+                )
+            old = present.get(entry.uuid)
+            if old is not None and not old.ours:
+                raise KeyringError(
+                    f"{entry.uuid} is the UUID of a secret that is not this agent's "
+                    f"({old.usage_id or 'without a usage'}); give the new one another UUID"
+                )
+
+    def _define(
+        self,
+        change: Change,
+        new: Mapping[str, Entry],
+        present: Mapping[str, Defined],
+        clear: bool,
+    ) -> None:
+        """First what is in the way goes, then the new ones come, then the rest goes."""
+        usages = {entry.usage for entry in new.values()}
+        same: dict[str, Defined] = {}
+        rest: list[Defined] = []
+        for old in present.values():
+            entry = new.get(old.uuid)
+            if not old.ours:
+                continue
+            if entry is not None and entry.usage == old.usage:
+                same[old.uuid] = old
+            elif entry is not None or old.usage in usages:
+                change.remove(old)
+                self._reach(BEGUN)
+            else:
+                rest.append(old)
+        for entry in new.values():
+            change.put(entry, same.get(entry.uuid))
+            self._reach(BEGUN)
+        for old in rest if clear else ():
+            change.remove(old)
+            self._reach(BEGUN)
+
+    def _remove_strays(self, present: Mapping[str, Defined]) -> bool:
+        """Remove what is ours and not registered as it is; True if all of it is gone."""
+        agreed = True
+        for old in present.values():
+            entry = self._entries.get(old.uuid)
+            if not old.ours or (entry is not None and entry.usage == old.usage):
+                continue
+            try:
+                self._keyring.undefine(old.uuid)
+                log.info("Secret %s (%s) is removed from libvirt", old.uuid, old.usage_id)
+            except KeyringError as error:
+                log.warning("Secret %s (%s) cannot be removed: %s", old.uuid, old.usage_id, error)
+                agreed = False
+        return agreed
+
+    def _define_missing(self, present: Mapping[str, Defined], anew: bool) -> bool:
+        """Define what libvirt has not got, or with `anew` everything; True if it has all then."""
+        agreed = True
+        for entry in self._entries.values():
+            old = present.get(entry.uuid)
+            if old is not None and old.usage == entry.usage and not anew:
+                continue
+            try:
+                if old is not None and not old.ours:
+                    raise KeyringError("somebody else's secret has its UUID")
+                self._keyring.define(entry)
+                log.info("Secret %s (%s) is registered again", entry.uuid, entry.usage_id)
+            except KeyringError as error:
+                log.warning("Secret %s is not registered: %s", entry.uuid, error)
+                agreed = False
+        return agreed
+
+    def _present(self) -> dict[str, Defined]:
+        return {defined.uuid: defined for defined in self._keyring.all()}
+
+    @contextlib.contextmanager
+    def _one_at_a_time(
+        self, failed: type[SecretRegistrationFailed | SecretUnregistrationFailed]
+    ) -> Iterator[None]:
+        try:
+            with self._locks.held(_TURN, TURN_SECONDS):
+                yield
+        except ResourceTimeout as error:
+            raise failed(reason=error) from error
