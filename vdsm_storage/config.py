@@ -116,6 +116,22 @@ class Lvm:
 
 
 @dataclass
+class Libvirt:
+    """Running VMs, through libvirt."""
+
+    # Where libvirt is; empty on a host that runs no VMs: then there are none.
+    uri: str = "qemu:///system"
+    # Seconds that libvirt may take to answer one call.
+    timeout: float = 30.0
+    # Seconds between two signs of life, and how many may be missed before the connection is given
+    # up and made anew.
+    keepalive_interval: int = 5
+    keepalive_count: int = 3
+    # Seconds between two attempts to connect.
+    retry: float = 2.0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -155,6 +171,7 @@ class Config:
     storage: Storage = field(default_factory=Storage)
     sanlock: Sanlock = field(default_factory=Sanlock)
     lvm: Lvm = field(default_factory=Lvm)
+    libvirt: Libvirt = field(default_factory=Libvirt)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 
@@ -202,6 +219,7 @@ def dev(config: Config, directory: str) -> Config:
     )
     config.addresses.management_ip = "127.0.0.1"
     config.addresses.management_port = 0
+    config.libvirt.uri = ""  # a machine's own VMs are not for an agent that somebody tries out
     config.storage.user = str(os.geteuid())
     config.storage.group = str(os.getegid())
     return config

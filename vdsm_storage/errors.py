@@ -1034,3 +1034,20 @@ class MasterMountError(AgentError):
     code = 368
     template = "The master file system of domain {domain} ({device}) cannot be used: {reason}"
 
+
+# -- running VMs -----------------------------------------------------------------------------
+
+
+class LibvirtUnavailable(AgentError):
+    code = 59
+    template = "libvirt ({uri}) cannot be reached: {reason}; the agent connects again, try again"
+
+
+class LibvirtTimeout(AgentError):
+    code = 59
+    template = "libvirt did not answer {call} in {seconds:g} seconds; try again later"
+
+
+class LibvirtFailure(AgentError):
+    code = 100
+    template = "libvirt: {call} failed: {reason}"
