@@ -17,6 +17,8 @@ from vdsm_storage.secrets.model import Defined, Entry
 
 T = TypeVar("T")
 
+SECONDS: Final = 10.0  # for a call; libvirt looks into its memory, no storage is behind it
+
 # virSecretUsageType; its other values (TLS, vTPM) are never ours.
 _TYPES: Final[Mapping[int, str]] = {
     libvirt.VIR_SECRET_USAGE_TYPE_VOLUME: "volume",
@@ -29,7 +31,7 @@ _PRIVATE: Final = frozenset((libvirt.VIR_ERR_INVALID_SECRET, libvirt.VIR_ERR_NO_
 class Calls(Protocol):
     """host.libvirt.Libvirt, as far as it is used here."""
 
-    def call(self, name: str, function: Callable[[Any], T]) -> T:
+    def call(self, name: str, function: Callable[[Any], T], timeout: float | None) -> T:
         """`function(connection)`, bounded in time.  AgentError, libvirtError."""
 
 
@@ -85,7 +87,7 @@ class LibvirtKeyring:
 
     def _call(self, name: str, function: Callable[[Any], T]) -> T:
         try:
-            return self._calls.call(name, function)
+            return self._calls.call(name, function, SECONDS)
         except AgentError as error:
             raise KeyringError(str(error)) from error
         except libvirt.libvirtError as error:

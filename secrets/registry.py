@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Protocol
 
 from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.errors import (
@@ -22,6 +22,7 @@ from vdsm_storage.errors import (
     SecretRegistrationFailed,
     SecretUnregistrationFailed,
 )
+from vdsm_storage.secrets import request
 from vdsm_storage.secrets.change import Change
 from vdsm_storage.secrets.keyring import Keyring, KeyringError
 from vdsm_storage.secrets.model import Defined, Entry
@@ -31,6 +32,7 @@ log = logging.getLogger("secrets")
 
 _TURN: Final = (Lock("secrets", "libvirt"),)
 TURN_SECONDS: Final = 60.0  # that a change may wait for another one
+LAST_TURN_SECONDS: Final = 5.0  # the same when the agent stops
 # Where a test can have the agent die: the first step made in libvirt, all of them, and kept.
 BEGUN: Final = "secrets:begun"
 DEFINED: Final = "secrets:defined"
@@ -62,12 +64,12 @@ class Registry:
         self._doubtful = True
         self._closed = False
 
-    def register(self, entries: Sequence[Entry], clear: bool) -> None:
+    def register(self, secrets: Iterable[Mapping[str, Any]], clear: bool) -> None:
         """Define all, or change nothing.  With `clear`, all others of ours are removed.
 
-        Raises SecretRegistrationFailed.
+        `secrets` as request.parse takes them.  Raises BadSecretRequest, SecretRegistrationFailed.
         """
-        new = {entry.uuid: entry for entry in entries}
+        new = {entry.uuid: entry for entry in request.parse(secrets)}
         with self._one_at_a_time(SecretRegistrationFailed):
             others = {} if clear else self._entries
             target = {**others, **new}
@@ -119,19 +121,30 @@ class Registry:
             return agreed
 
     def close(self) -> None:
-        """The clean stop: nothing is kept, and libvirt has none of ours, if it can be reached."""
-        with self._one_at_a_time(SecretUnregistrationFailed):
-            self._closed = True
-            self._entries = {}
-            try:
+        """The clean stop: nothing is kept, and libvirt has none of ours, if it answers.
+
+        Guests that run go on: QEMU was given the values that they use.
+        """
+        self._closed = True  # a change that is being made is taken back
+        try:
+            with self._locks.held(_TURN, LAST_TURN_SECONDS):
+                self._entries = {}
                 # First: who dies behind this line leaves nothing that would come back.
-                self._kept.save(())
-            except StoreError as error:
-                log.warning("Secrets stay in their file: %s", error)
-            try:
-                self._remove_strays(self._present())
-            except KeyringError as error:
-                log.warning("Secrets may be left in libvirt until the next start: %s", error)
+                self._forget()
+                for old in self._present().values():
+                    if old.ours:
+                        self._keyring.undefine(old.uuid)
+        except ResourceTimeout:
+            self._forget()
+            log.warning("libvirt hangs; secrets may be left in it until the next start")
+        except KeyringError as error:
+            log.warning("Secrets may be left in libvirt until the next start: %s", error)
+
+    def _forget(self) -> None:
+        try:
+            self._kept.save(())
+        except StoreError as error:
+            log.warning("Secrets stay in their file: %s", error)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -142,12 +155,12 @@ class Registry:
         failed: type[SecretRegistrationFailed | SecretUnregistrationFailed],
     ) -> None:
         """libvirt, then the file, then the memory."""
-        if self._closed:
-            raise failed(reason="the agent is stopping")
         change = Change(self._keyring, self._entries)
         try:
             make(change, self._present())
             self._reach(DEFINED)
+            if self._closed:
+                raise KeyringError("the agent is stopping")
             self._kept.save(target.values())
         except (KeyringError, StoreError) as error:
             for problem in change.take_back():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vdsm_storage.base.secret import Secret
@@ -19,15 +19,17 @@ def parse(secrets: Iterable[Mapping[str, Any]]) -> list[Entry]:
     """The secrets of one request, in its order.  Raises BadSecretRequest, which names the secret
     that is wrong by its place and never shows a value."""
     entries = [_entry(number, given) for number, given in enumerate(secrets)]
-    for what, keys in (
-        ("the same UUID", [entry.uuid for entry in entries]),
-        ("the same usage", [entry.usage for entry in entries]),
-    ):
-        for number, key in enumerate(keys):
-            first = keys.index(key)
-            if first != number:
-                raise _bad(number, f"it has {what} as secrets[{first}]; send each secret once")
+    _refuse_twice("UUID", [entry.uuid for entry in entries])
+    _refuse_twice("usage", [entry.usage for entry in entries])
     return entries
+
+
+def _refuse_twice(what: str, keys: Sequence[Hashable]) -> None:
+    seen: dict[Hashable, int] = {}
+    for number, key in enumerate(keys):
+        first = seen.setdefault(key, number)
+        if first != number:
+            raise _bad(number, f"it has the {what} of secrets[{first}]; send each secret once")
 
 
 def _entry(number: int, given: Mapping[str, Any]) -> Entry:
@@ -79,4 +81,4 @@ def _not_xml(text: str) -> Iterator[bool]:
 
 
 def _bad(number: int, reason: str) -> BadSecretRequest:
-    return BadSecretRequest(what=f"secrets[{number}]", reason=reason)
+    return BadSecretRequest(parameter=f"secrets[{number}]", reason=reason)

@@ -70,7 +70,7 @@ class Store:
         rows = [_row(entry) for entry in entries]
         try:
             if not rows:
-                self._remove()
+                _remove(self._path)
                 return
             key = self._source.get()
             header = json.dumps({"boot": self._boot, "key": key.id}).encode()
@@ -84,11 +84,6 @@ class Store:
         except KeyUnusableError as error:
             raise StoreError(f"there is no key to keep them with: {error}") from error
 
-    def _remove(self) -> None:
-        files.unlink_if_there(self._path + _SUFFIX)
-        if files.unlink_if_there(self._path):
-            files.sync_directory(os.path.dirname(self._path))
-
     def _open(self, data: bytes) -> list[Entry]:
         magic, header, sealed = data[: len(MAGIC)], b"", b""
         if magic == MAGIC:
@@ -100,7 +95,7 @@ class Store:
             raise _UnusableError("is damaged") from None
         if boot != self._boot:
             log.info("Secrets of an earlier boot are dropped: whoever needs them registers again")
-            self._remove()
+            _remove(self._path)
             return []
         try:
             key = self._source.get()
@@ -116,8 +111,31 @@ class Store:
         return [_entry(row) for row in rows]
 
 
+class Forgetful:
+    """Stands for a Store when nothing is to be kept.  A file from when something was is removed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def load(self) -> list[Entry]:
+        try:
+            _remove(self._path)
+        except OSError as error:
+            log.warning("%s should be removed, and cannot be: %s", self._path, error.strerror)
+        return []
+
+    def save(self, entries: Iterable[Entry]) -> None:
+        """They are in memory, and that is all."""
+
+
 class _UnusableError(Exception):
     """Why a file is of no use."""
+
+
+def _remove(path: str) -> None:
+    files.unlink_if_there(path + _SUFFIX)
+    if files.unlink_if_there(path):
+        files.sync_directory(os.path.dirname(path))
 
 
 def _row(entry: Entry) -> dict[str, str]:

@@ -19,12 +19,15 @@ from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.domains.block_growth import BlockTools
 from vdsm_storage.domains.leasing import DomainLeasing
+from vdsm_storage.domains.remembered import boot_id
 from vdsm_storage.domains.services import Base, DomainServices
 from vdsm_storage.domains.storage_network import storage_network
 from vdsm_storage.host import pki
 from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
+from vdsm_storage.host.libvirt import Libvirt
+from vdsm_storage.host.libvirt_events import EventLoop
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
@@ -47,6 +50,7 @@ from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
+from vdsm_storage.monitor.poller import Poller
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.broker import Broker
@@ -56,12 +60,17 @@ from vdsm_storage.rpc.listener import Listener
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
+from vdsm_storage.secrets.key import KeySource
+from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
+from vdsm_storage.secrets.registry import Registry
+from vdsm_storage.secrets.store import Forgetful, Store
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
 
 log = logging.getLogger("agent")
 
 VERSION = importlib.metadata.version("vdsm-storage")
+SETTLE_SECONDS = 2.0  # for a look at libvirt's secrets to end
 STOP_SECONDS = 20.0  # for running operations to take themselves back when the agent stops
 
 
@@ -94,8 +103,12 @@ class Agent:
         self._lockspaces = Lockspaces(sanlock, clock)
         self._leases = Leases(sanlock, clock)
         journal = Journal(os.path.join(config.paths.state, "journal"))
-        crash = CrashPoints(crash_point)
+        self._crash = crash = CrashPoints(crash_point)
         self._runner = Runner(journal, self._lanes, clock, crash, self._job_changed)
+        self._libvirt = Libvirt(config.libvirt, EventLoop(), clock)
+        self._secrets = self._secret_registry()
+        self._settler = Poller("secrets", clock, self._settle_secrets)
+        self._libvirt.when_connected(self._settler.wake)
         self._discovery = Discovery(BUILT, VERSION)
         self._services = self._build()
 
@@ -144,7 +157,16 @@ class Agent:
             leases=leases,
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
+            secrets=self._secrets,
         )
+
+    def _secret_registry(self) -> Registry:
+        paths = self._config.paths
+        path = os.path.join(paths.state, "secrets")
+        key = KeySource(paths.secrets_key, os.environ.get("CREDENTIALS_DIRECTORY"))
+        kept = Store(path, key, boot_id()) if self._config.secrets.keep else Forgetful(path)
+        keyring = LibvirtKeyring(self._libvirt)
+        return Registry(keyring, kept, Locks(self._clock), self._crash.reach)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
@@ -188,6 +210,8 @@ class Agent:
         http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
+        self._libvirt.start()
+        self._settler.start()
         self._leases.lost.start(self._leases_lost)
         await asyncio.gather(*starting)
         self._recovered = True
@@ -211,7 +235,10 @@ class Agent:
     def _give_back(self) -> None:
         self._runner.stop_all(STOP_SECONDS)
         health = self._services.health
+        self._settler.stop(SETTLE_SECONDS)
+        self._secrets.close()
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._libvirt.stop()
         self._lockspaces.release_all()
         self._leases.lost.close()
         self._lanes.close()
@@ -252,6 +279,10 @@ class Agent:
 
     def _recover(self) -> None:
         self._runner.recover_domains(self._services.storage.usable)
+
+    def _settle_secrets(self) -> float:
+        self._secrets.settle()
+        return self._config.secrets.check_interval
 
     def _leases_lost(self, sd_id: str) -> None:
         if self._daemon is not None and self._daemon.pid() is None:

@@ -132,6 +132,17 @@ class Libvirt:
 
 
 @dataclass
+class Secrets:
+    """What Host.registerSecrets is given."""
+
+    # Keep the values in a file, encrypted, so that an agent that crashed has them again.  False
+    # keeps them in memory only.
+    keep: bool = True
+    # Seconds between two looks at whether libvirt has lost any.
+    check_interval: float = 60.0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -161,6 +172,9 @@ class Paths:
     imageio: str = "/run/ovirt-imageio/sock"
     # Where lvm2's private configuration and locks are; made at the start.
     lvm: str = "/run/vdsm-storage/lvm"
+    # Key of the secrets at rest, made when it is first needed, unless systemd passes the credential
+    # vdsm-storage.secrets-key.  It is gone after a reboot, and so are the secrets.
+    secrets_key: str = "/run/vdsm-storage/secrets.key"
 
 
 @dataclass
@@ -172,6 +186,7 @@ class Config:
     sanlock: Sanlock = field(default_factory=Sanlock)
     lvm: Lvm = field(default_factory=Lvm)
     libvirt: Libvirt = field(default_factory=Libvirt)
+    secrets: Secrets = field(default_factory=Secrets)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 
@@ -216,7 +231,9 @@ def dev(config: Config, directory: str) -> Config:
         sanlock_run=os.path.join(directory, "sanlock"),
         imageio=os.path.join(directory, "imageio.sock"),
         lvm=os.path.join(directory, "run", "lvm"),
+        secrets_key=os.path.join(directory, "run", "secrets.key"),
     )
+    config.libvirt.uri = ""  # the system's libvirt is not this instance's to change
     config.addresses.management_ip = "127.0.0.1"
     config.addresses.management_port = 0
     config.libvirt.uri = ""  # a machine's own VMs are not for an agent that somebody tries out

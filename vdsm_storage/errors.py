@@ -394,7 +394,7 @@ class UnsupportedOperation(AgentError):
 
 class BadSecretRequest(AgentError):
     code = 72
-    template = "Nothing was done: {what}: {reason}"
+    template = "Nothing was done: {parameter}: {reason}"
 
 
 class SecretRegistrationFailed(AgentError):

@@ -21,6 +21,7 @@ FACTS: Final = ":facts"
 TICKETS: Final = ":tickets"
 SCAN: Final = ":scan"
 DEVICES: Final = ":devices"
+SECRETS: Final = ":secrets"
 
 log = logging.getLogger("verbs.host")
 
@@ -183,6 +184,19 @@ def getJobs(
     return ctx.services.jobs.get(job_type, job_ids or ())
 
 
+# -- secrets ---------------------------------------------------------------------------------
+
+
+def registerSecrets(
+    ctx: Context, secrets: Sequence[Mapping[str, Any]], clear: bool = False
+) -> None:
+    ctx.services.secrets.register(secrets, clear)
+
+
+def unregisterSecrets(ctx: Context, uuids: Sequence[str]) -> None:
+    ctx.services.secrets.unregister(uuids)
+
+
 # -- image transfers -------------------------------------------------------------------------
 
 
@@ -228,6 +242,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getAllTasksInfo": Verb(getAllTasksInfo),
     "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),
     "Host.getJobs": Verb(getJobs, lane=":host"),
+    "Host.registerSecrets": Verb(registerSecrets, lane=SECRETS),
+    "Host.unregisterSecrets": Verb(unregisterSecrets, lane=SECRETS),
     "Host.add_image_ticket": Verb(add_image_ticket, lane=TICKETS),
     "Host.get_image_ticket": Verb(get_image_ticket, lane=TICKETS),
     "Host.extend_image_ticket": Verb(extend_image_ticket, lane=TICKETS),
