@@ -88,7 +88,9 @@ class Checker:
             parameter = bad.path or "(params)"
             refusal = REFUSALS.get(self._schema.verb(verb).unusable)
             if refusal is not None:
-                raise refusal(parameter=parameter, reason=bad.reason) from None
+                # What came is left out: a secret may have been put into the wrong place.
+                reason = bad.reason.partition(", got ")[0]
+                raise refusal(parameter=parameter, reason=reason) from None
             raise errors.InvalidParams(
                 method=verb, parameter=parameter, reason=bad.reason
             ) from None
