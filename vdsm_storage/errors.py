@@ -1027,7 +1027,7 @@ class LibvirtUnavailable(AgentError):
 
 class LibvirtTimeout(AgentError):
     code = 59
-    template = "libvirt did not answer {call} in {seconds:g} seconds; try again later"
+    template = "libvirt did not answer {call} in {seconds} seconds; try again later"
 
 
 class LibvirtFailure(AgentError):
