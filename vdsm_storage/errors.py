@@ -1045,7 +1045,7 @@ class LibvirtUnavailable(AgentError):
 
 class LibvirtTimeout(AgentError):
     code = 59
-    template = "libvirt did not answer {call} in {seconds:g} seconds; try again later"
+    template = "libvirt did not answer {call} in {seconds} seconds; try again later"
 
 
 class LibvirtFailure(AgentError):
