@@ -19,8 +19,9 @@ import libvirt
 import libvirt_qemu
 import pytest
 
+from functional.guests.guest import Disk, Plan, definition
+from functional.guests.libvirtd import Libvirtd
 from functional.processes import AgentProcess
-from tests.secrets.private_libvirtd import PrivateLibvirtd
 from vdsm_storage.rpc.client import Client, RemoteError
 
 VALUE = "Zx81-hunter2-Qqp0"  # of the secret that opens disks
@@ -45,7 +46,7 @@ ALL = [secret(usage) for usage in START]
 class World:
     """A libvirtd, an agent on it, and all that either ever said."""
 
-    def __init__(self, libvirtd: PrivateLibvirtd, agent: AgentProcess, directory: Path) -> None:
+    def __init__(self, libvirtd: Libvirtd, agent: AgentProcess, directory: Path) -> None:
         self.libvirtd = libvirtd
         self.agent = agent
         self.directory = directory
@@ -114,29 +115,15 @@ class World:
                 check=True, timeout=120,
             )  # fmt: skip
             password.unlink()
-            path.chmod(0o666)
         return path
 
     @contextlib.contextmanager
     def guest(self) -> Iterator[Any]:
         """A paused one with that disk; libvirtError when the value does not open it."""
-        xml = f"""
-            <domain type='qemu'>
-              <name>luks</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>
-              <os><type arch='x86_64' machine='pc'>hvm</type></os>
-              <devices>
-                <disk type='file' device='disk'>
-                  <driver name='qemu' type='qcow2' cache='none' io='threads'/>
-                  <source file='{self.disk()}'>
-                    <encryption format='luks'>
-                      <secret type='passphrase' uuid='{IDS["ovirt/disks"]}'/>
-                    </encryption>
-                  </source>
-                  <target dev='vda' bus='virtio'/>
-                </disk>
-                <memballoon model='none'/>
-              </devices>
-            </domain>"""
+        key = f"<secret type='passphrase' uuid='{IDS['ovirt/disks']}'/>"
+        more = f"<encryption format='luks'>{key}</encryption>"
+        plan = Plan("luks", [Disk(str(self.disk()), more=more)], agent=False)
+        xml = definition(plan, self.libvirtd.directory)
         with self.libvirt() as connection:
             domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
             try:
@@ -157,18 +144,16 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def libvirtd(workdir: Path) -> Iterator[PrivateLibvirtd]:
-    workdir.chmod(0o755)
-    daemon = PrivateLibvirtd(workdir / "virt")
-    daemon.directory.mkdir()
+def libvirtd(workdir: Path) -> Iterator[Libvirtd]:
+    daemon = Libvirtd(workdir / "virt")
     daemon.start()
     yield daemon
-    daemon.kill()
+    daemon.stop()
 
 
 @pytest.fixture(scope="module")
 def made(
-    libvirtd: PrivateLibvirtd, start_agent: Callable[..., AgentProcess], workdir: Path
+    libvirtd: Libvirtd, start_agent: Callable[..., AgentProcess], workdir: Path
 ) -> Iterator[World]:
     with contextlib.closing(libvirt.open(libvirtd.uri)) as connection:
         connection.secretDefineXML(
@@ -232,11 +217,11 @@ def test_codes(world: World) -> None:
 
 def test_libvirtd_is_killed(world: World) -> None:
     with world.guest():
-        world.libvirtd.kill()
+        world.libvirtd.kill_daemon()
         code = world.register(secret("ovirt/disks", "wrong"), clear=True)
         assert code == 73
         assert world.code("Host.unregisterSecrets", uuids=list(IDS.values())) == 74
-        world.libvirtd.start()
+        world.libvirtd.start_daemon()
         world.wait_usages(REGISTERED)
     assert world.opens()
 
@@ -253,9 +238,9 @@ def test_libvirtd_is_killed_under_load(world: World) -> None:
     thread.start()
     for _ in range(4):
         time.sleep(0.5)
-        world.libvirtd.kill()
+        world.libvirtd.kill_daemon()
         time.sleep(0.2)
-        world.libvirtd.start()
+        world.libvirtd.start_daemon()
     time.sleep(1.0)
     ended.set()
     thread.join()
@@ -266,14 +251,14 @@ def test_libvirtd_is_killed_under_load(world: World) -> None:
 
 def test_libvirt_hangs(world: World) -> None:
     """An answer comes in bounded time, the agent goes on, and nothing has changed afterwards."""
-    world.libvirtd.hang()
+    world.libvirtd.signal(signal.SIGSTOP)
     try:
         start = time.monotonic()
         assert world.register(secret("ovirt/disks", "wrong"), clear=True) == 73
         assert time.monotonic() - start < 60
         assert world.code("Host.ping2") == 0
     finally:
-        world.libvirtd.go_on()
+        world.libvirtd.signal(signal.SIGCONT)
     end = time.monotonic() + SETTLED
     while not (world.usages() == REGISTERED and world.opens()):
         assert time.monotonic() < end
@@ -367,8 +352,8 @@ def test_without_a_file(world: World) -> None:
         assert not path.exists()
         assert world.register(*ALL) == 0
         assert not path.exists()
-        world.libvirtd.kill()
-        world.libvirtd.start()
+        world.libvirtd.kill_daemon()
+        world.libvirtd.start_daemon()
         world.wait_usages(REGISTERED)
         world.agent.kill()
         world.restart()
@@ -404,11 +389,11 @@ def log(world: World) -> str:
 
 def test_no_libvirt_at_the_start(world: World) -> None:
     world.agent.kill()
-    world.libvirtd.kill()
+    world.libvirtd.kill_daemon()
     world.restart()
     assert world.register(*ALL) == 73
     assert world.code("Host.ping2") == 0
-    world.libvirtd.start()
+    world.libvirtd.start_daemon()
     world.wait_usages(REGISTERED)
 
 
@@ -453,9 +438,9 @@ def test_values_are_nowhere(world: World) -> None:
         assert world.register({**made, "password": [made["password"]]}) == 72
         assert world.code("Host.registerSecrets", secrets=made) == 72
         world.code("Host.registerSecret", secrets=[made])
-        world.libvirtd.kill()
+        world.libvirtd.kill_daemon()
         assert world.register(made) == 73
-        world.libvirtd.start()
+        world.libvirtd.start_daemon()
         world.wait_usages(REGISTERED)
         assert not world.opens()
         assert world.register(*ALL) == 0

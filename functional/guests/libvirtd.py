@@ -113,6 +113,8 @@ class Libvirtd:
         """To the daemon alone; guests go on."""
         assert self._daemon is not None
         os.kill(self._child(self._daemon.pid), number)
+        if number == signal.SIGCONT:
+            os.kill(self._daemon.pid, number)  # nsenter stops with its child, not the other way
 
     def kill_daemon(self) -> None:
         assert self._daemon is not None

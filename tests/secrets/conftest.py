@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import libvirt
 import pytest
 
-from tests.secrets.private_libvirtd import PrivateLibvirtd
+from functional.guests.libvirtd import Libvirtd
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
 from vdsm_storage.secrets.model import Entry
@@ -59,19 +59,18 @@ class ReadableKeyring(LibvirtKeyring):
 
 
 @pytest.fixture(scope="session")
-def libvirtd() -> Iterator[PrivateLibvirtd]:
+def libvirtd() -> Iterator[Libvirtd]:
     base = os.environ.get("TMPDIR", "/var/tmp")
     directory = Path(tempfile.mkdtemp(prefix="k", dir=base))
-    directory.chmod(0o755)
-    daemon = PrivateLibvirtd(directory)
+    daemon = Libvirtd(directory)
     daemon.start()
     yield daemon
-    daemon.kill()
+    daemon.stop()
     shutil.rmtree(directory)
 
 
 @pytest.fixture
-def keyring(libvirtd: PrivateLibvirtd) -> Iterator[ReadableKeyring]:
+def keyring(libvirtd: Libvirtd) -> Iterator[ReadableKeyring]:
     """Empty."""
     made = ReadableKeyring(Direct(libvirtd.uri))
     made.wipe()

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from functional.guests.libvirtd import Libvirtd
 from tests.secrets.conftest import Direct, ReadableKeyring
-from tests.secrets.private_libvirtd import PrivateLibvirtd
 from vdsm_storage.base import files
 from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.locks import Locks
@@ -76,7 +76,7 @@ def world(keyring: ReadableKeyring, tmp_path: Path) -> World:
 # -- the verbs ---------------------------------------------------------------------------------
 
 
-def test_what_libvirt_is_given(world: World, libvirtd: PrivateLibvirtd) -> None:
+def test_what_libvirt_is_given(world: World, libvirtd: Libvirtd) -> None:
     """By the real keyring: in memory only, and for nobody's eyes."""
     direct = Direct(libvirtd.uri)
     registry = world.registry(LibvirtKeyring(direct))
@@ -92,7 +92,7 @@ def test_what_libvirt_is_given(world: World, libvirtd: PrivateLibvirtd) -> None:
         libvirt.VIR_SECRET_USAGE_TYPE_CEPH, libvirt.VIR_SECRET_USAGE_TYPE_VOLUME,
         libvirt.VIR_SECRET_USAGE_TYPE_ISCSI,
     ]  # fmt: skip
-    assert not list((libvirtd.directory / "config" / "libvirt" / "secrets").glob("*"))
+    assert not list((libvirtd.directory / "etc" / "secrets").glob("*"))
     direct.connection.close()
 
 
@@ -363,26 +363,26 @@ def test_a_stray_whose_value_nobody_knows(world: World, caplog: pytest.LogCaptur
 
 
 @pytest.fixture
-def own_libvirtd(libvirtd: PrivateLibvirtd) -> Iterator[PrivateLibvirtd]:
+def own_libvirtd(libvirtd: Libvirtd) -> Iterator[Libvirtd]:
     """May be killed; it runs again afterwards."""
     yield libvirtd
-    libvirtd.kill()
-    libvirtd.start()
+    libvirtd.kill_daemon()
+    libvirtd.start_daemon()
 
 
-def test_libvirt_forgets(tmp_path: Path, own_libvirtd: PrivateLibvirtd) -> None:
+def test_libvirt_forgets(tmp_path: Path, own_libvirtd: Libvirtd) -> None:
     """Killed and started again, it is given all that it lost."""
     world = World(ReadableKeyring(Direct(own_libvirtd.uri)), tmp_path)
     registry = world.registry()
     registry.register([sent(0, "a", "1"), sent(1, "b", "2")], False)
     old = world.values()
-    own_libvirtd.kill()
+    own_libvirtd.kill_daemon()
     with pytest.raises(SecretRegistrationFailed):
         registry.register([sent(2, "c", "3")], True)
     with pytest.raises(SecretUnregistrationFailed):
         registry.unregister(IDS)
     assert not registry.settle()
-    own_libvirtd.start()
+    own_libvirtd.start_daemon()
     world.keyring = registry._keyring = ReadableKeyring(Direct(own_libvirtd.uri))
     assert world.values() == {}
     assert registry.settle()
