@@ -108,12 +108,16 @@ class World:
         if not path.exists():
             password = self.directory / "password"
             password.write_text(VALUE)
-            subprocess.run(
-                ["qemu-img", "create", "-q", "-f", "qcow2", "--object",
-                 f"secret,id=s,file={password}", "-o",
-                 "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "16M"],
-                check=True, timeout=120,
-            )  # fmt: skip
+            argv = [
+                "qemu-img", "create", "-q", "-f", "qcow2",
+                "--object", f"secret,id=s,file={password}",
+                "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "16M",
+            ]  # fmt: skip
+            for _ in range(10):
+                # Now and then: "Unable to get accurate CPU usage", where clocks are coarse.
+                if subprocess.run(argv, timeout=120, check=False).returncode == 0:
+                    break
+                path.unlink(missing_ok=True)
             password.unlink()
         return path
 
@@ -413,7 +417,7 @@ def test_no_core(world: World) -> None:
     assert not os.WCOREDUMP(status)
 
 
-def test_values_are_nowhere(world: World) -> None:
+def test_values_are_nowhere(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     """In nothing that this whole run has written, said, or started.  Comes last in this file."""
     value = "Mv7-nowhere-at-all-3k"
     made = secret("ovirt/disks", value)
@@ -428,6 +432,8 @@ def test_values_are_nowhere(world: World) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    world.agent.kill()
+    world.restart()  # so that what it prints is caught
     try:
         world.code("Host.setLogLevel", level="DEBUG")
         assert world.register(made) == 0
@@ -452,8 +458,9 @@ def test_values_are_nowhere(world: World) -> None:
         ended.set()
         watcher.join()
     looked = 0
+    printed = "".join(capfd.readouterr())
     for text in forms(*START.values(), value):
-        assert text.decode("latin-1") not in "\n".join(world.said)
+        assert text.decode("latin-1") not in "\n".join((*world.said, printed))
         assert [line for line in lines if text in line] == []
         for path in (*world.agent.dir.rglob("*"), *world.libvirtd.directory.rglob("*")):
             if path.is_file():

@@ -40,7 +40,7 @@ class ReadableKeyring(LibvirtKeyring):
 
     def define(self, entry: Entry) -> None:
         xml = entry.xml().replace('private="yes"', 'private="no"')
-        self.connection.secretDefineXML(xml, 0).setValue(entry.value(), 0)
+        self._call("define", lambda it: it.secretDefineXML(xml, 0).setValue(entry.value(), 0))
 
     def values(self) -> dict[str, tuple[str, bytes | None]]:
         """UUID -> usage id and value of every secret there is."""

@@ -245,7 +245,9 @@ def test_all_or_nothing(
         new: Any = {key: value for key, value in old.items() if key not in gone}
     else:
         new = {**(theirs if clear else old), **expected(after)}
-    registry = world.registry(Failing(world.keyring, **failure), keep=True)
+    registry = world.registry()
+    registry.settle()
+    registry._keyring = Failing(world.keyring, **failure)  # type: ignore[assignment]
     failed = None
     try:
         if remove:
