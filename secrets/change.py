@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vdsm_storage.secrets.keyring import Keyring, KeyringError
+from vdsm_storage.secrets.keyring import Keyring, KeyringError, UnansweredError
 from vdsm_storage.secrets.model import Defined, Entry
 
 
@@ -35,13 +35,18 @@ class Change:
         self._keyring.define(entry)
 
     def take_back(self) -> list[str]:
-        """Undo all steps, the last one first; what could not be undone, in words."""
+        """Undo all steps, the last one first; what could not be undone, in words.
+
+        libvirt that does not answer is not asked again: each step would have to wait for it.
+        """
         problems = []
         while self._back:
             try:
                 self._back.pop()()
             except KeyringError as error:
                 problems.append(str(error))
+                if isinstance(error, UnansweredError):
+                    break
         return problems
 
     def _redefine(self, old: Defined) -> Callable[[], None]:

@@ -14,6 +14,10 @@ class KeyringError(Exception):
     """libvirt refused, did not answer in time, or is not there.  The text shows no value."""
 
 
+class UnansweredError(KeyringError):
+    """The connection is gone, or libvirt hangs: it is of no use to ask for anything else now."""
+
+
 @dataclass(frozen=True)
 class Backup:
     """A secret that somebody else defined, as far as libvirt tells.  `value` is base64; None when

@@ -12,7 +12,7 @@ import libvirt
 
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.errors import AgentError
-from vdsm_storage.secrets.keyring import Backup, KeyringError
+from vdsm_storage.secrets.keyring import Backup, KeyringError, UnansweredError
 from vdsm_storage.secrets.model import Defined, Entry
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class LibvirtKeyring:
         try:
             return self._calls.call(name, function, SECONDS)
         except AgentError as error:
-            raise KeyringError(str(error)) from error
+            raise UnansweredError(str(error)) from error
         except libvirt.libvirtError as error:
             raise KeyringError(f"libvirt could not {name}: {error}") from error
 

@@ -24,7 +24,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.secrets import request
 from vdsm_storage.secrets.change import Change
-from vdsm_storage.secrets.keyring import Keyring, KeyringError
+from vdsm_storage.secrets.keyring import Keyring, KeyringError, UnansweredError
 from vdsm_storage.secrets.model import Defined, Entry
 from vdsm_storage.secrets.store import StoreError
 
@@ -60,8 +60,9 @@ class Registry:
         self._locks = locks
         self._reach = reach
         self._entries = {entry.uuid: entry for entry in kept.load()}
-        # Whether libvirt may have secrets of ours that are not registered, or other values.
-        self._doubtful = True
+        # How many times libvirt is still to be given everything anew, for it may have secrets of
+        # ours that are not registered, or other values.
+        self._doubts = 1
         self._closed = False
 
     def register(self, secrets: Iterable[Mapping[str, Any]], clear: bool) -> None:
@@ -102,8 +103,8 @@ class Registry:
     def settle(self) -> bool:
         """Make libvirt agree with what is registered; True if it does.
 
-        The first time, and after a change that could not be taken back, everything is defined anew
-        and whatever else is ours is removed.  Later only what libvirt lost is defined again.
+        At first, and after a change that could not be taken back, everything is defined anew and
+        whatever else is ours is removed.  Later only what libvirt lost is defined again.
         Raises SecretRegistrationFailed when other changes took too long.
         """
         with self._one_at_a_time(SecretRegistrationFailed):
@@ -114,10 +115,15 @@ class Registry:
             except KeyringError as error:
                 log.debug("libvirt's secrets are not known: %s", error)
                 return False
-            anew = self._doubtful
-            agreed = not anew or self._remove_strays(present)
-            agreed = self._define_missing(present, anew) and agreed
-            self._doubtful = anew and not agreed
+            anew = self._doubts > 0
+            try:
+                agreed = not anew or self._remove_strays(present)
+                agreed = self._define_missing(present, anew) and agreed
+            except UnansweredError as error:
+                log.warning("libvirt's secrets may not be as registered: %s", error)
+                return False
+            if anew and agreed:
+                self._doubts -= 1
             return agreed
 
     def close(self) -> None:
@@ -165,7 +171,9 @@ class Registry:
         except (KeyringError, StoreError) as error:
             for problem in change.take_back():
                 log.warning("A secret could not be restored: %s", problem)
-                self._doubtful = True  # settle() sees to it
+                # settle() sees to it; twice, since libvirt may still be at a step that it was
+                # not waited for.
+                self._doubts = 2
             if isinstance(error, StoreError):
                 # The new file may be in place already, and only not be known to be durable.
                 with contextlib.suppress(StoreError):
@@ -224,7 +232,10 @@ class Registry:
             self._reach(BEGUN)
 
     def _remove_strays(self, present: Mapping[str, Defined]) -> bool:
-        """Remove what is ours and not registered as it is; True if all of it is gone."""
+        """Remove what is ours and not registered as it is; True if all of it is gone.
+
+        Raises UnansweredError.
+        """
         agreed = True
         for old in present.values():
             entry = self._entries.get(old.uuid)
@@ -233,13 +244,18 @@ class Registry:
             try:
                 self._keyring.undefine(old.uuid)
                 log.info("Secret %s (%s) is removed from libvirt", old.uuid, old.usage_id)
+            except UnansweredError:
+                raise
             except KeyringError as error:
                 log.warning("Secret %s (%s) cannot be removed: %s", old.uuid, old.usage_id, error)
                 agreed = False
         return agreed
 
     def _define_missing(self, present: Mapping[str, Defined], anew: bool) -> bool:
-        """Define what libvirt has not got, or with `anew` everything; True if it has all then."""
+        """Define what libvirt has not got, or with `anew` everything; True if it has all then.
+
+        Raises UnansweredError.
+        """
         agreed = True
         for entry in self._entries.values():
             old = present.get(entry.uuid)
@@ -250,6 +266,8 @@ class Registry:
                     raise KeyringError("somebody else's secret has its UUID")
                 self._keyring.define(entry)
                 log.info("Secret %s (%s) is registered again", entry.uuid, entry.usage_id)
+            except UnansweredError:
+                raise
             except KeyringError as error:
                 log.warning("Secret %s is not registered: %s", entry.uuid, error)
                 agreed = False

@@ -23,7 +23,7 @@ from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.errors import SecretRegistrationFailed, SecretUnregistrationFailed
 from vdsm_storage.secrets.key import KeySource
-from vdsm_storage.secrets.keyring import Keyring, KeyringError
+from vdsm_storage.secrets.keyring import Keyring, KeyringError, UnansweredError
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
 from vdsm_storage.secrets.registry import Registry
 from vdsm_storage.secrets.request import parse
@@ -213,7 +213,7 @@ def batches(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 FAILURES = st.fixed_dictionaries(
     {"at": st.integers(0, 9), "made": st.booleans(), "gone": st.booleans(),
-     "error": st.sampled_from([KeyringError, DiedError])}
+     "error": st.sampled_from([KeyringError, UnansweredError, DiedError])}
 )  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def test_all_or_nothing(
         failed = error
     if failed is None:
         assert world.values() == new
-    elif not isinstance(failed, DiedError) and not failure["gone"]:
+    elif failure["error"] is KeyringError and not failure["gone"]:
         assert world.values() == old
     # What the next start, or the next connection, makes of it.
     if isinstance(failed, DiedError):
@@ -359,6 +359,36 @@ def test_a_stray_whose_value_nobody_knows(world: World, caplog: pytest.LogCaptur
         registry.register([sent(1, "stray", "2")], False)
     assert "its value is lost" in caplog.text
     assert world.values() == {FOREIGN: ("ovirt/stray", None)}
+
+
+def test_libvirt_that_hangs_is_asked_once_more_only(world: World) -> None:
+    """Not once for each of many secrets: every answer is waited for."""
+    registry = world.registry()
+    batch = [sent(n, str(n), "1") for n in range(5)]
+    registry.register(batch, False)
+    registry.settle()
+    asked = []
+
+    class Hanging:
+        def all(self) -> Any:
+            return world.keyring.all()
+
+        def __getattr__(self, name: str) -> Callable[[Any], None]:
+            def call(_what: Any) -> None:
+                asked.append(name)
+                if len(asked) > 3:
+                    raise UnansweredError("no answer in 10 s")
+
+            return call
+
+    registry._keyring = Hanging()  # type: ignore[assignment]
+    with pytest.raises(SecretRegistrationFailed, match="no answer"):
+        registry.register(batch, False)
+    assert len(asked) == 5  # the fourth, and one way back
+    assert not registry.settle()
+    assert len(asked) == 6
+    registry.close()
+    assert len(asked) == 7
 
 
 # -- libvirt comes and goes --------------------------------------------------------------------
