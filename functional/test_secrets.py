@@ -21,7 +21,7 @@ import pytest
 
 from functional.guests.guest import Disk, Plan, definition
 from functional.guests.libvirtd import Libvirtd
-from functional.processes import AgentProcess
+from functional.processes import BIN, AgentProcess
 from vdsm_storage.rpc.client import Client, RemoteError
 
 VALUE = "Zx81-hunter2-Qqp0"  # of the secret that opens disks
@@ -201,6 +201,19 @@ def test_a_registered_secret_opens_a_disk(world: World) -> None:
     assert IDS["ovirt/disks"] not in world.usages()
     assert world.register(clear=True) == 0  # maintenance
     assert world.usages() == FOREIGN_ONLY
+
+
+def test_from_the_command_line(world: World, tmp_path: Path) -> None:
+    """As README says, by standard input."""
+    (tmp_path / "ceph.key").write_text("a key")
+    id_ = str(uuid.uuid4())
+    shell = f"""
+        base64 -w0 ceph.key | jq -R --arg id {id_} '{{secrets: [{{uuid: $id, usageType: "ceph",
+        usageID: "ovirt/rbd/images", password: .}}], clear: false}}' |
+        {BIN}/vdsm-client --dev {world.agent.dir} -f - Host registerSecrets"""
+    run = subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, b"true\n"), run.stderr
+    assert world.usages() == {**REGISTERED, id_: "ovirt/rbd/images"}
 
 
 def test_codes(world: World) -> None:
