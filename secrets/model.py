@@ -13,8 +13,9 @@ from vdsm_storage.base.secret import Secret
 
 # The first part of the usage id of every secret that is ours.  No other is ever touched.
 OURS: Final = "ovirt/"
+VOLUME: Final = "volume"
 # What a secret opens -> the element that names the use (libvirt's formatsecret.html).
-USAGES: Final[Mapping[str, str]] = {"ceph": "name", "iscsi": "target", "volume": "volume"}
+USAGES: Final[Mapping[str, str]] = {"ceph": "name", "iscsi": "target", VOLUME: "volume"}
 
 
 @dataclass(frozen=True)

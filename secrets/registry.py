@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from vdsm_storage.base.locks import Lock, Locks
+from vdsm_storage.base.secret import Secret
 from vdsm_storage.errors import (
     ResourceTimeout,
     SecretRegistrationFailed,
@@ -25,7 +26,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.secrets import request
 from vdsm_storage.secrets.change import Change
 from vdsm_storage.secrets.keyring import Keyring, KeyringError, UnansweredError
-from vdsm_storage.secrets.model import Defined, Entry
+from vdsm_storage.secrets.model import VOLUME, Defined, Entry
 from vdsm_storage.secrets.store import StoreError
 
 log = logging.getLogger("secrets")
@@ -99,6 +100,11 @@ class Registry:
 
             self._commit(target, make, SecretUnregistrationFailed)
         log.info("Unregistered secrets, %s are left", len(target))
+
+    def volume_key(self, uuid: str) -> Secret | None:
+        """The value, base64, of a registered secret that opens volumes."""
+        entry = self._entries.get(uuid)
+        return entry.password if entry is not None and entry.usage_type == VOLUME else None
 
     def settle(self) -> bool:
         """Make libvirt agree with what is registered; True if it does.

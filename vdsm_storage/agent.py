@@ -29,10 +29,12 @@ from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_events import EventLoop
 from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
 from vdsm_storage.images.copy_external import ExternalCopying
 from vdsm_storage.images.data import Data
+from vdsm_storage.images.encryption import Encryption
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
 from vdsm_storage.images.streams import ImageStreams
@@ -136,7 +138,9 @@ class Agent:
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health,
         )  # fmt: skip
-        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
+        volumes = Volumes(
+            find, qemu_img, self._leases, locks, config, runner, self._encryption()
+        )
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
@@ -167,6 +171,11 @@ class Agent:
         kept = Store(path, key, boot_id()) if self._config.secrets.keep else Forgetful(path)
         keyring = LibvirtKeyring(self._libvirt)
         return Registry(keyring, kept, Locks(self._clock), self._crash.reach)
+
+    def _encryption(self) -> Encryption:
+        directory = os.path.join(self._config.paths.run, "luks")
+        luks = QemuImgLuks(directory, self._config.secrets.luks_iteration_time)
+        return Encryption(luks, self._secrets.volume_key)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes

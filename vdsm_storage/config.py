@@ -140,6 +140,9 @@ class Secrets:
     keep: bool = True
     # Seconds between two looks at whether libvirt has lost any.
     check_interval: float = 60.0
+    # Milliseconds that trying one key of an encrypted volume shall take: what makes guessing a
+    # password hard, and each opening of the volume slow.  Secrets that are random need little.
+    luks_iteration_time: int = 2000
 
 
 @dataclass

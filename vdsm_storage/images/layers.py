@@ -71,6 +71,12 @@ def look(store: Store, qemu_img: QemuImg, member: Member) -> Info:
     return qemu_img.info(image)
 
 
+def is_encrypted(store: Store, member: Member) -> bool:
+    """Whether a guest needs a key for this layer.  Raises 262."""
+    header = _read_header(store, member)
+    return header is not None and header.encryption != 0
+
+
 def check_headers(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> Info:
     """What the top layer's header says, after every layer was found to name its parent.
 
