@@ -25,6 +25,9 @@ from vdsm_storage.host import pki
 from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
+from vdsm_storage.host.libvirt import Libvirt
+from vdsm_storage.host.libvirt_events import EventLoop
+from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
@@ -58,6 +61,7 @@ from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.services import VmBase, VmServices
 
 log = logging.getLogger("agent")
 
@@ -97,6 +101,8 @@ class Agent:
         crash = CrashPoints(crash_point)
         self._runner = Runner(journal, self._lanes, clock, crash, self._job_changed)
         self._discovery = Discovery(BUILT, VERSION)
+        self._event_loop = EventLoop()
+        self._libvirt = Libvirt(config.libvirt, self._event_loop, clock)
         self._services = self._build()
 
     def _build(self) -> Services:
@@ -119,9 +125,12 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
+        vms = VmServices(
+            VmBase(config, clock, lanes, LibvirtVms(self._libvirt), self._broker.publish_event)
+        )
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
-            block.network.multipath.health,
+            block.network.multipath.health, vms.registry.counts,
         )  # fmt: skip
         volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
@@ -144,6 +153,7 @@ class Agent:
             leases=leases,
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
+            vms=vms,
         )
 
     def _block_tools(self) -> BlockTools:
@@ -189,7 +199,9 @@ class Agent:
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
         self._leases.lost.start(self._leases_lost)
-        await asyncio.gather(*starting)
+        self._libvirt.start()
+        self._services.vms.start()
+        await asyncio.gather(*starting, asyncio.to_thread(self._libvirt.wait_tried))
         self._recovered = True
         self._recovery = asyncio.create_task(self._keep_recovering())
         self._announce(self._listener.port)
@@ -212,6 +224,9 @@ class Agent:
         self._runner.stop_all(STOP_SECONDS)
         health = self._services.health
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._services.vms.close()
+        self._libvirt.stop()
+        self._event_loop.stop()
         self._lockspaces.release_all()
         self._leases.lost.close()
         self._lanes.close()

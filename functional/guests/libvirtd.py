@@ -113,6 +113,8 @@ class Libvirtd:
         """To the daemon alone; guests go on."""
         assert self._daemon is not None
         os.kill(self._child(self._daemon.pid), number)
+        if number == signal.SIGCONT:  # nsenter stops itself when its child is stopped
+            self._daemon.send_signal(number)
 
     def kill_daemon(self) -> None:
         assert self._daemon is not None
