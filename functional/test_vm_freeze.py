@@ -178,6 +178,7 @@ def test_vm_that_is_paused(lab: VmLab, paused: Machine) -> None:
     """Nobody is there to freeze anything."""
     lab.fails(76, "VM.freeze", vmID=paused.id)
     lab.fails(77, "VM.thaw", vmID=paused.id)
+    assert "freezeAge" not in lab.stats(paused.id)
 
 
 def test_vm_without_a_channel_for_an_agent(lab: VmLab) -> None:

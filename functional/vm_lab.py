@@ -76,17 +76,14 @@ class VmLab:
     def machine(self, name: str, disks: int = 1, *, boots: bool = False, **plan: Any) -> Machine:
         """A guest with disks on managed volumes; one that boots has file systems on them."""
         made = [self.disk(filled=boots) for _ in range(disks)]
-        return Machine(
-            self.guests.create(
-                Plan(
-                    name,
-                    tuple(Disk(self.prepare(disk), image=disk.image) for disk in made),
-                    boot() if boots else None,
-                    **plan,
-                )
-            ),
-            made,
-        )
+        return self.machine_of(name, made, boots=boots, **plan)
+
+    def machine_of(
+        self, name: str, disks: list[VmDisk], *, boots: bool = False, **plan: Any
+    ) -> Machine:
+        drives = tuple(Disk(self.prepare(disk), image=disk.image) for disk in disks)
+        guest = self.guests.create(Plan(name, drives, boot() if boots else None, **plan))
+        return Machine(guest, disks)
 
     def disk(self, *, filled: bool) -> VmDisk:
         """A qcow2 volume, with a file system if it is `filled`."""

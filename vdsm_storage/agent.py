@@ -126,8 +126,11 @@ class Agent:
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
         vms = VmServices(
-            VmBase(config, clock, lanes, LibvirtVms(self._libvirt), self._broker.publish_event)
-        )
+            VmBase(
+                config, clock, lanes, LibvirtVms(self._libvirt), self._broker.publish_event,
+                locks, runner, find, lambda *names: images.prepare(*names)["path"],
+            )
+        )  # fmt: skip
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health, vms.registry.counts,
@@ -137,9 +140,10 @@ class Agent:
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
+        images = Images(volumes, os.path.join(config.paths.run, "storage"))
         guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
-        for part in (storage, volumes, data, external, leases, self._streams):
+        for part in (storage, volumes, data, external, leases, self._streams, vms):
             runner.add_kinds(part.kinds())
         return Services(
             config=config,
@@ -149,7 +153,7 @@ class Agent:
             tickets=ImageTickets(config.paths.imageio),
             volumes=volumes,
             data=data,
-            images=Images(volumes, os.path.join(config.paths.run, "storage")),
+            images=images,
             leases=leases,
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),

@@ -149,6 +149,24 @@ class LibvirtVms:
 
         self._on(vm, "snapshot a VM", call, timeout)
 
+    def busy(self, vm: str) -> bool:
+        """Whether libvirt is still at work on the VM: a call of ours that nobody waits for."""
+
+        def call(domain: Any) -> bool:
+            state, _details, _milliseconds = domain.controlInfo(0)
+            return bool(state != libvirt.VIR_DOMAIN_CONTROL_OK)
+
+        return self._on(vm, "what is done to a VM", call)
+
+    def set_metadata(self, vm: str, xml: str, prefix: str, uri: str) -> None:
+        """Replace the element of the name space `uri` in the VM's <metadata>, as it runs."""
+        kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+
+        def call(domain: Any) -> None:
+            domain.setMetadata(kind, xml, prefix, uri, live)
+
+        self._on(vm, "metadata of a VM", call)
+
     # -- events ------------------------------------------------------------------------------
 
     def watch(self, callback: Callable[[VmEvent], None], connected: Callable[[], None]) -> None:

@@ -101,7 +101,9 @@ class Freezing:
         """A freeze failed: does anything have to be thawed?"""
         if before is not None and before.state == frozen.FROZEN:
             return  # it was frozen before, and its caller will thaw it
-        if isinstance(error, VmError) and (error.why is Why.NO_VM or UNSENT in error.text):
+        if isinstance(error, VmError) and (
+            error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED) or UNSENT in error.text
+        ):  # its agent was not even asked
             self._records.drop(vm)
             return
         log.warning("VM %s may be frozen now or later, and will be thawed: %s", vm, error)

@@ -11,13 +11,18 @@ from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
 from vdsm_storage.host.libvirt_vms import LibvirtVms
+from vdsm_storage.images.store import Store
+from vdsm_storage.jobs.operation import Kind
+from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
 from vdsm_storage.vms.registry import Registry
+from vdsm_storage.vms.snapshot import SnapshotRequest, Snapshots, Tools
 from vdsm_storage.vms.stats import Statistics
 
 log = logging.getLogger("vms")
@@ -29,13 +34,18 @@ SHOWN: Final = (Change.STARTED, Change.STOPPED, Change.PAUSED, Change.RESUMED)
 
 @dataclass(frozen=True)
 class VmBase:
-    """What lies below: agent.py builds it.  `publish(method, params)` sends an event."""
+    """What lies below: agent.py builds it.  `publish(method, params)` sends an event;
+    `prepare(domain, image, volume)` makes a volume usable on this host and returns its path."""
 
     config: Config
     clock: Clock
     lanes: Lanes
     libvirt: LibvirtVms
     publish: Publish
+    locks: Locks
+    runner: Runner
+    find_store: Callable[[str], Store]
+    prepare: Callable[[str, str, str], str]
 
 
 class VmServices:
@@ -55,8 +65,16 @@ class VmServices:
             self._thawed,
         )
         self._guard = Guard(self.freezing, base.lanes, base.clock)
+        tools = Tools(
+            base.libvirt, self.registry, self.freezing, base.find_store, base.prepare, base.clock
+        )
+        self._snapshots = Snapshots(tools, config.vms, base.locks)
+        self._runner = base.runner
         self.stats = Statistics(base.libvirt, self.registry, base.clock, self.freezing.age)
         self.registry.watch(self._event, self._guard.hurry)
+
+    def kinds(self) -> Sequence[Kind]:
+        return self._snapshots.kinds()
 
     def start(self) -> None:
         if self.registry.enabled:
@@ -64,6 +82,19 @@ class VmServices:
 
     def close(self) -> None:
         self._guard.close()
+
+    # -- operations --------------------------------------------------------------------------
+
+    def snapshot(self, request: SnapshotRequest, job: str | None) -> None:
+        """Start a job under this id; without one, return at its end.
+
+        Raises NoSuchVM (1), VMIsDown (6), 59, JobExists (69).
+        """
+        self.registry.state(request.vm)
+        if job is None:
+            self._runner.run(request.as_request())
+        else:
+            self._runner.start_job(job, request.as_request())
 
     # -- lists -------------------------------------------------------------------------------
 
