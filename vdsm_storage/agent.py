@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vdsm_storage.base import files
@@ -28,6 +28,7 @@ from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_events import EventLoop
+from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
@@ -37,6 +38,7 @@ from vdsm_storage.images.data import Data
 from vdsm_storage.images.encryption import Encryption
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
+from vdsm_storage.images.store import Store
 from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.jobs.hostjobs import Jobs
@@ -65,9 +67,11 @@ from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.secrets.key import KeySource
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
 from vdsm_storage.secrets.registry import Registry
-from vdsm_storage.secrets.store import Forgetful, Store
+from vdsm_storage.secrets.store import Forgetful
+from vdsm_storage.secrets.store import Store as SecretStore
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.services import VmBase, VmServices
 
 log = logging.getLogger("agent")
 
@@ -107,11 +111,12 @@ class Agent:
         journal = Journal(os.path.join(config.paths.state, "journal"))
         self._crash = crash = CrashPoints(crash_point)
         self._runner = Runner(journal, self._lanes, clock, crash, self._job_changed)
-        self._libvirt = Libvirt(config.libvirt, EventLoop(), clock)
+        self._discovery = Discovery(BUILT, VERSION)
+        self._event_loop = EventLoop()
+        self._libvirt = Libvirt(config.libvirt, self._event_loop, clock)
         self._secrets = self._secret_registry()
         self._settler = Poller("secrets", clock, self._settle_secrets)
         self._libvirt.when_connected(self._settler.wake)
-        self._discovery = Discovery(BUILT, VERSION)
         self._services = self._build()
 
     def _build(self) -> Services:
@@ -134,20 +139,20 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
+        vms = self._vms(locks, find, lambda *names: images.prepare(*names)["path"])
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
-            block.network.multipath.health,
+            block.network.multipath.health, vms.registry.counts,
         )  # fmt: skip
-        volumes = Volumes(
-            find, qemu_img, self._leases, locks, config, runner, self._encryption()
-        )
+        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner, self._encryption())
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
+        images = Images(volumes, os.path.join(config.paths.run, "storage"))
         guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
-        for part in (storage, volumes, data, external, leases, self._streams):
+        for part in (storage, volumes, data, external, leases, self._streams, vms):
             runner.add_kinds(part.kinds())
         return Services(
             config=config,
@@ -157,18 +162,28 @@ class Agent:
             tickets=ImageTickets(config.paths.imageio),
             volumes=volumes,
             data=data,
-            images=Images(volumes, os.path.join(config.paths.run, "storage")),
+            images=images,
             leases=leases,
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
             secrets=self._secrets,
+            vms=vms,
         )
+
+    def _vms(
+        self, locks: Locks, find: Callable[[str], Store], prepare: Callable[[str, str, str], str]
+    ) -> VmServices:
+        base = VmBase(
+            self._config, self._clock, self._lanes, LibvirtVms(self._libvirt),
+            self._broker.publish_event, locks, self._runner, find, prepare,
+        )  # fmt: skip
+        return VmServices(base)
 
     def _secret_registry(self) -> Registry:
         paths = self._config.paths
         path = os.path.join(paths.state, "secrets")
         key = KeySource(paths.secrets_key, os.environ.get("CREDENTIALS_DIRECTORY"))
-        kept = Store(path, key, boot_id()) if self._config.secrets.keep else Forgetful(path)
+        kept = SecretStore(path, key, boot_id()) if self._config.secrets.keep else Forgetful(path)
         keyring = LibvirtKeyring(self._libvirt)
         return Registry(keyring, kept, Locks(self._clock), self._crash.reach)
 
@@ -219,10 +234,11 @@ class Agent:
         http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
-        self._libvirt.start()
         self._settler.start()
         self._leases.lost.start(self._leases_lost)
-        await asyncio.gather(*starting)
+        self._libvirt.start()
+        self._services.vms.start()
+        await asyncio.gather(*starting, asyncio.to_thread(self._libvirt.wait_tried))
         self._recovered = True
         self._recovery = asyncio.create_task(self._keep_recovering())
         self._announce(self._listener.port)
@@ -247,7 +263,9 @@ class Agent:
         self._settler.stop(SETTLE_SECONDS)
         self._secrets.close()
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._services.vms.close()
         self._libvirt.stop()
+        self._event_loop.stop()
         self._lockspaces.release_all()
         self._leases.lost.close()
         self._lanes.close()

@@ -146,6 +146,18 @@ class Secrets:
 
 
 @dataclass
+class Vms:
+    """Operations on running VMs."""
+
+    # Seconds that a guest's agent may take to freeze or thaw its file systems.
+    freeze_timeout: float = 8.0
+    # Seconds after which a guest that its caller leaves frozen is thawed by the agent.
+    freeze_limit: float = 300.0
+    # Seconds that libvirt may take to switch the disks of a VM to new volumes.
+    snapshot_timeout: float = 300.0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -190,6 +202,7 @@ class Config:
     lvm: Lvm = field(default_factory=Lvm)
     libvirt: Libvirt = field(default_factory=Libvirt)
     secrets: Secrets = field(default_factory=Secrets)
+    vms: Vms = field(default_factory=Vms)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 

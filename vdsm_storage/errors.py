@@ -1051,3 +1051,43 @@ class LibvirtTimeout(AgentError):
 class LibvirtFailure(AgentError):
     code = 100
     template = "libvirt: {call} failed: {reason}"
+
+
+class NoSuchVM(AgentError):
+    code = 1
+    template = "No VM {vm} on this host"
+
+
+class VMIsDown(AgentError):
+    code = 6
+    template = "VM {vm} does not run"
+
+
+class NonResponsiveGuestAgent(AgentError):
+    code = 19
+    template = "The guest agent of VM {vm} does not answer: {reason}"
+
+
+class SnapshotFailed(AgentError):
+    code = 48
+    template = "VM {vm} was not snapshotted: {reason}"
+
+
+class UnsupportedGuestOperation(AgentError):
+    code = 75
+    template = "VM {vm} cannot {operation}: {reason}"
+
+
+class FreezeGuestFSFailed(AgentError):
+    code = 76
+    template = "The file systems of VM {vm} were not frozen: {reason}"
+
+
+class ThawGuestFSFailed(AgentError):
+    code = 77
+    template = "The file systems of VM {vm} were not thawed: {reason}; it is tried again"
+
+
+class ValueOutOfRange(AgentError):
+    code = 91
+    template = "{parameter}: {reason} (it is {value})"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vdsm_storage.leases.external import ExternalLeases
     from vdsm_storage.monitor.health import Health
     from vdsm_storage.secrets.registry import Registry
+    from vdsm_storage.vms.services import VmServices
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Services:
     tasks: Tasks
     jobs: Jobs
     secrets: Registry
+    vms: VmServices
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request

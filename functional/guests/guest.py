@@ -126,7 +126,8 @@ class Guests:
         """After the daemon was killed."""
         self.connection = libvirt.open(self.libvirtd.uri)
         for guest in self._made:
-            guest.domain = self.connection.lookupByUUIDString(guest.id)
+            with contextlib.suppress(libvirt.libvirtError):  # it has ended
+                guest.domain = self.connection.lookupByUUIDString(guest.id)
 
     def create(self, plan: Plan) -> Guest:
         """Returns at once; wait_ready() waits."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -113,8 +114,23 @@ class Libvirtd:
         """To the daemon alone; guests go on."""
         assert self._daemon is not None
         os.kill(self._child(self._daemon.pid), number)
-        if number == signal.SIGCONT:
-            os.kill(self._daemon.pid, number)  # nsenter stops with its child, not the other way
+        if number == signal.SIGCONT:  # nsenter stops itself when its child is stopped
+            self._daemon.send_signal(number)
+
+    def process(self, inner: int) -> int:
+        """The number here of a process that has the number `inner` in there."""
+        world = Path(f"/proc/{self._init}/ns/pid").readlink()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and (entry / "ns/pid").readlink() == world:
+                    numbers = re.search(r"NSpid:\s*(.*)", (entry / "status").read_text())
+                    if numbers is not None and int(numbers[1].split()[-1]) == inner:
+                        return int(entry.name)
+        raise LookupError(f"no process {inner} in the world of libvirtd")
+
+    def qemu(self, name: str) -> int:
+        """The process of a guest, by its name."""
+        return self.process(int((self.directory / "run" / "qemu" / f"{name}.pid").read_text()))
 
     def kill_daemon(self) -> None:
         assert self._daemon is not None

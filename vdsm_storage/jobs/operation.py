@@ -93,6 +93,11 @@ class Operation:
             self._entry.facts.update(facts)
             self._journal.save(self._entry)
 
+    def describe(self, text: str) -> None:
+        """What callers see beside state and progress, from now on."""
+        with self._lock:
+            self._entry.description = text
+
     def progress(self, fraction: float) -> None:
         """Report how far the work is, 0.0 to 1.0.  Cheap; call it as often as you like."""
         self._progress = min(1.0, max(0.0, fraction))

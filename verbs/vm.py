@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verbs of the namespace VM: running virtual machines.
+
+Each VM has a lane of its own: one whose QEMU or guest agent hangs delays nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vdsm_storage.errors import SnapshotFailed, ValueOutOfRange
+from vdsm_storage.verbs.context import Context
+from vdsm_storage.verbs.table import Verb
+from vdsm_storage.vms.snapshot import NewLeaf, SnapshotRequest
+
+VM = "vmID"
+
+
+def getStats(ctx: Context, vmID: str) -> list[dict[str, Any]]:
+    return [ctx.services.vms.stats.one(vmID)]
+
+
+def freeze(ctx: Context, vmID: str) -> None:
+    ctx.services.vms.freezing.freeze(vmID)
+
+
+def thaw(ctx: Context, vmID: str) -> None:
+    ctx.services.vms.freezing.thaw(vmID)
+
+
+def snapshot(
+    ctx: Context,
+    vmID: str,
+    snapDrives: Sequence[Mapping[str, Any]],
+    snapMemory: str | None = None,
+    frozen: bool = False,
+    jobUUID: str | None = None,
+    timeout: int = 30,
+    freeze_timeout: int = 8,
+) -> None:
+    """Both times are in minutes."""
+    for name, value in (("timeout", timeout), ("freeze_timeout", freeze_timeout)):
+        if value <= 0:
+            raise ValueOutOfRange(parameter=name, reason="at least one minute", value=value)
+    if snapMemory:
+        raise SnapshotFailed(vm=vmID, reason="snapshots with memory are not built yet")
+    try:
+        drives = [
+            NewLeaf(each["domainID"], each["imageID"], each["baseVolumeID"], each["volumeID"])
+            for each in snapDrives
+        ]
+    except KeyError as error:
+        reason = "only disks on volumes of storage domains can be snapshotted"
+        raise SnapshotFailed(vm=vmID, reason=reason) from error
+    request = SnapshotRequest(vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0)
+    ctx.services.vms.snapshot(request, jobUUID)
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "VM.getStats": Verb(getStats, lane=VM),
+    "VM.freeze": Verb(freeze, lane=VM),
+    "VM.thaw": Verb(thaw, lane=VM),
+    "VM.snapshot": Verb(snapshot, lane=VM),
+}
