@@ -258,6 +258,31 @@ def test_bitmaps(world: World, kind: str) -> None:
         assert [one["name"] for one in info["bitmaps"]] == [bitmap]
 
 
+@KINDS
+def test_what_reads_data_is_refused(world: World, kind: str) -> None:
+    """And leaves both sides as they were; nothing is copied into the clear."""
+    lab, domain = world.lab, world.domains[kind]
+    other = world.domains["lun" if kind == "local" else "local"]
+    base = world.make(kind)
+    with world.guest(base) as guest:
+        guest.io("write -P 0xa5 0 1M")
+    top = lab.snapshot(base, size=SIZE, secretID=SECRETS["disk"])
+    ids = {"storagepoolID": lab.pool, "imageID": base.image}
+    whole = {**ids, "storagedomainID": domain, "volumeID": top.volume}
+    assert lab.code("Volume.measure", **whole, dstVolFormat=COW) == 2009
+    clone = {**ids, "storagedomainID": domain, "dstSdUUID": other}
+    assert lab.task("Image.cloneStructure", **clone) == 2009
+    assert base.image not in lab.call("StorageDomain.getImages", storagedomainID=other)
+    target = lab.create(domain, SIZE)
+    assert lab.copy(top, target) == 2009
+    merge = {"sd_id": domain, "img_id": base.image, "base_id": base.volume, "top_id": top.volume}
+    prepare = {"storagepoolID": lab.pool, "subchainInfo": {**merge, "base_generation": 0}}
+    assert lab.task("StoragePool.prepareMerge", **prepare) == 2009
+    assert lab.call("Volume.getInfo", **lab.ids(base))["legality"] == "LEGAL"
+    with world.guest(top, base) as guest:
+        guest.io("read -P 0xa5 0 1M")
+
+
 def test_the_agent_dies_while_it_makes_one(world: World) -> None:
     """Nothing is left, not even of the header that was made aside."""
     agent = world.lab.agent

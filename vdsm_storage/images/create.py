@@ -248,7 +248,7 @@ class CreateVolume:
         wanted: dict[str, int | None] = {}
         if request.add_bitmaps and parent is not None and parent.format == md.COW:
             member = chain.Member(request.image, request.parent, parent)
-            info = layers.check_header(store, qemu, member)
+            info = layers.check_header(store, qemu, member, encrypted=True)
             wanted = {b.name: b.granularity for b in info.bitmaps if b.valid and b.enabled}
         if request.bitmap:
             wanted[request.bitmap] = None

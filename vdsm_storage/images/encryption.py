@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vdsm_storage.base.secret import Secret
-from vdsm_storage.errors import IncorrectFormat, InvalidParameter
+from vdsm_storage.errors import IncorrectFormat, InvalidParameter, UnsupportedOperation
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.images import guard, layers
 from vdsm_storage.images import metadata as md
@@ -46,6 +46,18 @@ def check_covered(store: Store, member: Member, secret: str | None) -> None:
         encrypted = layers.is_encrypted(store, member)
     if encrypted:
         raise needs_key(member.volume)
+
+
+def check_clear(store: Store, members: Sequence[Member]) -> None:
+    """None of these is encrypted: their data is to be read, or to be written elsewhere in the
+    clear.  Raises 2009."""
+    for member in members:
+        if not member.is_cow:
+            continue
+        with guard.active(store, member.image, [member.volume], prepared=False):
+            if layers.is_encrypted(store, member):
+                reason = f"volume {member.volume} is encrypted, and its key is not given"
+                raise UnsupportedOperation(operation="this", reason=reason)
 
 
 def needs_key(volume: str) -> InvalidParameter:

@@ -104,7 +104,7 @@ class ExtendVolume:
             raise VolumeNonWritable(volume=volume, role="below another volume")
         names = [member.volume for member in members]
         with guard.active(store, image, names, prepared=False):
-            info = layers.check_header(store, self._shop.qemu, members[-1])
+            info = layers.check_header(store, self._shop.qemu, members[-1], encrypted=True)
             if info.virtual_size < size:
                 resize = self._resizing(op, info)
                 if members[-1].metadata.type == md.PREALLOCATED:

@@ -30,6 +30,7 @@ from vdsm_storage.images import chain, guard, layers, merged
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.bitmap_merge import BitmapMerge
 from vdsm_storage.images.chain import Subchain
+from vdsm_storage.images.encryption import check_clear
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.sizing import CHUNK
 from vdsm_storage.images.store import Store
@@ -127,6 +128,7 @@ class Merging:
         with self._locked(base, op.cancel) as store:
             sub = _subchain(store, op)
             op.step("locked")
+            check_clear(store, [sub.base, sub.top])
             metadata = store.load(base.image, base.volume)
             guard.check_generation(base.volume, metadata.generation, op.params["generation"])
             capacity = max(metadata.capacity, sub.top.metadata.capacity)
