@@ -22,7 +22,8 @@ from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
 from vdsm_storage.vms.registry import Registry
-from vdsm_storage.vms.snapshot import SnapshotRequest, Snapshots, Tools
+from vdsm_storage.vms.snapshot import Snapshots, Tools
+from vdsm_storage.vms.snapshot_request import SnapshotRequest
 from vdsm_storage.vms.stats import Statistics
 
 log = logging.getLogger("vms")
