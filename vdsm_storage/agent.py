@@ -139,17 +139,17 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
-        vms = self._vms(locks, find, lambda *names: images.prepare(*names)["path"])
+        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner, self._encryption())
+        images = Images(volumes, os.path.join(config.paths.run, "storage"))
+        vms = self._vm_services(locks, find, images)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health, vms.registry.counts,
         )  # fmt: skip
-        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner, self._encryption())
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
-        images = Images(volumes, os.path.join(config.paths.run, "storage"))
         guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
         for part in (storage, volumes, data, external, leases, self._streams, vms):
@@ -170,14 +170,16 @@ class Agent:
             vms=vms,
         )
 
-    def _vms(
-        self, locks: Locks, find: Callable[[str], Store], prepare: Callable[[str, str, str], str]
+    def _vm_services(
+        self, locks: Locks, find: Callable[[str], Store], images: Images
     ) -> VmServices:
-        base = VmBase(
-            self._config, self._clock, self._lanes, LibvirtVms(self._libvirt),
-            self._broker.publish_event, locks, self._runner, find, prepare,
-        )  # fmt: skip
-        return VmServices(base)
+        def prepare(domain: str, image: str, volume: str) -> str:
+            return images.prepare(domain, image, volume)["path"]
+
+        vms = LibvirtVms(self._libvirt)
+        publish, runner = self._broker.publish_event, self._runner
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, locks, runner)
+        return VmServices(below, find, prepare)
 
     def _secret_registry(self) -> Registry:
         paths = self._config.paths
