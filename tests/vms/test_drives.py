@@ -113,3 +113,18 @@ def test_metadata_that_need_not_change(volumes: dict[str, str]) -> None:
 
 def test_a_vm_that_no_engine_made_has_no_metadata() -> None:
     assert with_volumes("<domain><metadata/></domain>", {"vda": BASE}) is None
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_secret_of_an_encrypted_disk(inside: bool) -> None:
+    """Not that of a layer below."""
+    key = "<encryption format='luks'><secret type='passphrase' uuid='{}'/></encryption>"
+    top, below = key.format("of-the-top"), key.format("of-what-is-below")
+    source = f"<source file='/top'>{top if inside else ''}</source>{'' if inside else top}"
+    root = parse(
+        f"<domain><devices><disk type='file'>{source}<backingStore type='file'>"
+        f"<source file='/below'>{below}</source></backingStore></disk>"
+        f"<disk type='file'><source file='/clear'/><backingStore type='file'>"
+        f"<source file='/below'>{below}</source></backingStore></disk></devices></domain>"
+    )
+    assert [drive.secret for drive in drives(root)] == ["of-the-top", ""]

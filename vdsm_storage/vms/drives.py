@@ -46,6 +46,7 @@ class Drive:
     transient: bool = False
     shared: bool = False
     leased: bool = False  # the VM holds a lease on one of its volumes
+    secret: str = ""  # the UUID of the one that an encrypted disk is opened with
 
     @property
     def volume(self) -> VolumePath | None:
@@ -98,7 +99,17 @@ def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
         transient=disk.find("transient") is not None or name in transient,
         shared=disk.find("shareable") is not None,
         leased=not leases.isdisjoint(volumes),
+        secret=_secret(disk),
     )
+
+
+def _secret(disk: ET.Element) -> str:
+    """Of the top layer.  libvirt shows it inside of <source>, and takes it beside, too."""
+    for where in ("./source/encryption/secret", "./encryption/secret"):
+        found = disk.find(where)
+        if found is not None:
+            return found.get("uuid", "")
+    return ""
 
 
 def _chain(disk: ET.Element) -> list[str]:

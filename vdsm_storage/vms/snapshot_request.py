@@ -80,6 +80,14 @@ def snapshot_xml(
             f"<disk name={quoteattr(drive.name)} snapshot='external' type='{kind}'>"
             f"<driver type='qcow2'/><source {where}={quoteattr(path)}>"
             # The volume has its owner already.
-            "<seclabel model='dac' relabel='no'/></source></disk>"
+            f"<seclabel model='dac' relabel='no'/>{_encryption(drive)}</source></disk>"
         )
     return f"<domainsnapshot>{kept}<disks>{''.join(disks)}</disks></domainsnapshot>"
+
+
+def _encryption(drive: Drive) -> str:
+    """The new volume of an encrypted disk is opened with the same secret as the one below."""
+    if not drive.secret:
+        return ""
+    secret = f"<secret type='passphrase' uuid={quoteattr(drive.secret)}/>"
+    return f"<encryption format='luks'>{secret}</encryption>"
