@@ -121,10 +121,10 @@ def test_the_secret_of_an_encrypted_disk(inside: bool) -> None:
     key = "<encryption format='luks'><secret type='passphrase' uuid='{}'/></encryption>"
     top, below = key.format("of-the-top"), key.format("of-what-is-below")
     source = f"<source file='/top'>{top if inside else ''}</source>{'' if inside else top}"
-    root = parse(
+    root = drives.parse(
         f"<domain><devices><disk type='file'>{source}<backingStore type='file'>"
         f"<source file='/below'>{below}</source></backingStore></disk>"
         f"<disk type='file'><source file='/clear'/><backingStore type='file'>"
         f"<source file='/below'>{below}</source></backingStore></disk></devices></domain>"
     )
-    assert [drive.secret for drive in drives(root)] == ["of-the-top", ""]
+    assert [drive.secret for drive in drives.drives(root)] == ["of-the-top", ""]
