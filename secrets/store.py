@@ -3,7 +3,7 @@
 
     vdsm-storage secrets 1
     {"boot": "2b0d…", "key": "9f86d081884c7d65"}
-    <12 bytes nonce><AES-256-GCM of a JSON list of secrets, and its tag>
+    <a JSON list of secrets, sealed: see aead.py>
 
 The first two lines are authenticated with the rest.  The boot id tells what a crashed agent left in
 this boot from what is older: after a reboot libvirt's secrets are gone, no guest runs, and whoever
@@ -21,18 +21,16 @@ import os
 from collections.abc import Iterable
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from vdsm_storage.base import files
 from vdsm_storage.base.secret import Secret
+from vdsm_storage.errors import AgentError
 from vdsm_storage.secrets.key import KeySource, KeyUnusableError
 from vdsm_storage.secrets.model import Entry
+from vdsm_storage.secrets.sealing import Cipher, DoesNotOpenError
 
 log = logging.getLogger("secrets")
 
 MAGIC: Final = b"vdsm-storage secrets 1\n"
-NONCE: Final = 12  # bytes; random: one key would have to write 2**32 files for two to meet
 LOST: Final = "the secrets in it must be registered again"
 _SUFFIX: Final = ".new"
 
@@ -44,9 +42,10 @@ class StoreError(Exception):
 class Store:
     """The file at `path`, for the boot with the id `boot`."""
 
-    def __init__(self, path: str, source: KeySource, boot: str) -> None:
+    def __init__(self, path: str, source: KeySource, cipher: Cipher, boot: str) -> None:
         self._path = path
         self._source = source
+        self._cipher = cipher
         self._boot = boot
 
     def load(self) -> list[Entry]:
@@ -75,14 +74,15 @@ class Store:
             key = self._source.get()
             header = json.dumps({"boot": self._boot, "key": key.id}).encode()
             head = MAGIC + header + b"\n"
-            nonce = os.urandom(NONCE)
-            sealed = AESGCM(key.bytes).encrypt(nonce, json.dumps(rows).encode(), head)
+            sealed = self._cipher.seal(key.bytes, head, json.dumps(rows).encode())
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-            files.write_atomic(self._path, head + nonce + sealed, mode=0o600, suffix=_SUFFIX)
+            files.write_atomic(self._path, head + sealed, mode=0o600, suffix=_SUFFIX)
         except OSError as error:
             raise StoreError(f"they cannot be kept in {self._path}: {error.strerror}") from error
         except KeyUnusableError as error:
             raise StoreError(f"there is no key to keep them with: {error}") from error
+        except AgentError as error:
+            raise StoreError(f"they cannot be encrypted: {error}") from error
 
     def _open(self, data: bytes) -> list[Entry]:
         magic, header, sealed = data[: len(MAGIC)], b"", b""
@@ -105,9 +105,11 @@ class Store:
             raise _UnusableError("was encrypted with another key")
         head = MAGIC + header + b"\n"
         try:
-            rows = json.loads(AESGCM(key.bytes).decrypt(sealed[:NONCE], sealed[NONCE:], head))
-        except (InvalidTag, ValueError):
+            rows = json.loads(self._cipher.open(key.bytes, head, sealed))
+        except (DoesNotOpenError, ValueError):
             raise _UnusableError("is damaged") from None
+        except AgentError as error:
+            raise _UnusableError(f"cannot be decrypted: {error}") from error
         return [_entry(row) for row in rows]
 
 

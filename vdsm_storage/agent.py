@@ -67,6 +67,7 @@ from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.secrets.key import KeySource
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
 from vdsm_storage.secrets.registry import Registry
+from vdsm_storage.secrets.sealing import SealProcess
 from vdsm_storage.secrets.store import Forgetful
 from vdsm_storage.secrets.store import Store as SecretStore
 from vdsm_storage.verbs.context import Context, Services
@@ -185,7 +186,8 @@ class Agent:
         paths = self._config.paths
         path = os.path.join(paths.state, "secrets")
         key = KeySource(paths.secrets_key, os.environ.get("CREDENTIALS_DIRECTORY"))
-        kept = SecretStore(path, key, boot_id()) if self._config.secrets.keep else Forgetful(path)
+        store = SecretStore(path, key, SealProcess(), boot_id())
+        kept = store if self._config.secrets.keep else Forgetful(path)
         keyring = LibvirtKeyring(self._libvirt)
         return Registry(keyring, kept, Locks(self._clock), self._crash.reach)
 

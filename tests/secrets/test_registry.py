@@ -22,6 +22,7 @@ from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.errors import SecretRegistrationFailed, SecretUnregistrationFailed
+from vdsm_storage.secrets.aead import AesGcm
 from vdsm_storage.secrets.key import KeySource
 from vdsm_storage.secrets.keyring import Keyring, KeyringError, UnansweredError
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
@@ -59,7 +60,7 @@ class World:
 
     def registry(self, keyring: Keyring | None = None, keep: bool = True) -> Registry:
         """As a start of the agent makes it."""
-        store = Store(str(self.file), KeySource(str(self._key), None), "boot")
+        store = Store(str(self.file), KeySource(str(self._key), None), AesGcm(), "boot")
         kept = store if keep else Forgetful(str(self.file))
         locks = Locks(SystemClock())
         return Registry(keyring or self.keyring, kept, locks, lambda at: self.dies_at(at))

@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from tests.secrets.conftest import entry
 from vdsm_storage.base import files
 from vdsm_storage.base.secret import Secret
+from vdsm_storage.secrets.aead import AesGcm
 from vdsm_storage.secrets.key import CREDENTIAL, KeySource, KeyUnusableError
 from vdsm_storage.secrets.model import Entry
+from vdsm_storage.secrets.sealing import Cipher, DoesNotOpenError, SealProcess
 from vdsm_storage.secrets.store import MAGIC, Forgetful, Store, StoreError
 
 VALUE = b"a value of thirty-two characters"
@@ -37,10 +39,11 @@ class Place:
         self.path = directory / "state" / "secrets"
         self.key = directory / "run" / "secrets.key"
         self.credentials = directory / "credentials"
+        self.cipher: Cipher = AesGcm()
 
     def store(self, boot: str = "boot-1", credentials: bool = False) -> Store:
         given = str(self.credentials) if credentials else None
-        return Store(str(self.path), KeySource(str(self.key), given), boot)
+        return Store(str(self.path), KeySource(str(self.key), given), self.cipher, boot)
 
     def credential(self, raw: bytes) -> None:
         self.credentials.mkdir(exist_ok=True)
@@ -229,6 +232,41 @@ def test_no_place_for_a_key(place: Place) -> None:
         KeySource(str(place.key), None).get()
     with pytest.raises(StoreError, match="there is no key to keep them with"):
         place.store().save(OLD)
+
+
+# -- the process that encrypts -------------------------------------------------------------------
+
+
+def test_by_the_process(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """What the agent uses, and what the other tests use, are the same."""
+    place.store().save(OLD)
+    place.cipher = SealProcess()
+    assert place.store().load() == OLD
+    place.store().save(NEW)
+    place.cipher = AesGcm()
+    assert place.store().load() == NEW
+    place.path.write_bytes(place.path.read_bytes()[:-1])
+    place.cipher = SealProcess()
+    assert place.store().load() == []
+    assert "is damaged" in caplog.text
+
+
+def test_large_and_binary() -> None:
+    key, head, data = os.urandom(32), b"head\n\0", os.urandom(3_000_000)
+    sealed = SealProcess().seal(key, head, data)
+    assert AesGcm().open(key, head, sealed) == data
+    assert SealProcess().open(key, head, sealed) == data
+    for other in ((os.urandom(32), head, sealed), (key, b"", sealed), (key, head, b"")):
+        with pytest.raises(DoesNotOpenError):
+            SealProcess().open(*other)
+
+
+def test_the_process_cannot_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.cipher = SealProcess()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(StoreError, match="they cannot be encrypted"):
+        place.store().save(OLD)
+    assert not place.path.exists()
 
 
 # -- switched off ------------------------------------------------------------------------------
