@@ -138,6 +138,7 @@ class Registry:
         Guests that run go on: QEMU was given the values that they use.
         """
         self._closed = True  # a change that is being made is taken back
+        level = logging.WARNING if self._entries else logging.DEBUG  # a host may have no libvirt
         try:
             with self._locks.held(_TURN, LAST_TURN_SECONDS):
                 self._entries = {}
@@ -150,7 +151,7 @@ class Registry:
             self._forget()
             log.warning("libvirt hangs; secrets may be left in it until the next start")
         except KeyringError as error:
-            log.warning("Secrets may be left in libvirt until the next start: %s", error)
+            log.log(level, "Secrets may be left in libvirt until the next start: %s", error)
 
     def _forget(self) -> None:
         try:
