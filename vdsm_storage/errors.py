@@ -1073,6 +1073,16 @@ class SnapshotFailed(AgentError):
     template = "VM {vm} was not snapshotted: {reason}"
 
 
+class DriveNotFound(AgentError):
+    code = 13
+    template = "VM {vm} has no disk on volume {volume} of image {image}"
+
+
+class MergeFailed(AgentError):
+    code = 52
+    template = "Volume {top} was not merged into {base}: {reason}"
+
+
 class UnsupportedGuestOperation(AgentError):
     code = 75
     template = "VM {vm} cannot {operation}: {reason}"
