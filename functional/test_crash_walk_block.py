@@ -26,7 +26,8 @@ from functional.world import World, new_id
 
 GIB = 1024**3
 SPARE = 16  # LUNs for domains that come and go
-FILES_ONLY = {"domain.create", "domain.format"}
+# Kinds of files alone, and of running VMs (test_vm_snapshot.py, test_vm_merge.py).
+FILES_ONLY = {"domain.create", "domain.format", "vm.snapshot", "vm.merge"}
 VIRT_SPARSIFY = "#!/bin/sh\nexit 0\n"  # one that finds nothing to give back
 
 

@@ -68,7 +68,8 @@ class Verb:
     """One verb.  `returns` is a type, or None when the answer is just `true`.
 
     `runs` says where and how: host, pool, spm-sync, spm-task, host-task or job.  `ignored` are
-    parameters that engines send although nothing uses them.
+    parameters that engines send although nothing uses them.  `unusable` names the error that
+    answers parameters that cannot be used, where that is not InvalidParams.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Verb:
     runs: str
     since: str
     ignored: tuple[str, ...] = ()
+    unusable: str = ""
 
     @property
     def namespace(self) -> str:
@@ -337,6 +339,7 @@ def _build_verb(name: str, row: Mapping[str, object]) -> Verb:
         runs=_text(row, "runs"),
         since=_text(row, "since"),
         ignored=_names(row, "ignored"),
+        unusable=_text(row, "unusable"),
     )
 
 

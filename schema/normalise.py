@@ -36,6 +36,11 @@ from vdsm_storage.schema.scalars import (
     to_enum,
 )
 
+# What a verb's `unusable` may name: errors that say what was wrong, and why.
+REFUSALS: Mapping[str, Callable[..., errors.AgentError]] = {
+    "BadSecretRequest": errors.BadSecretRequest,
+}
+
 
 @dataclass(slots=True)
 class Checked:
@@ -81,6 +86,11 @@ class Checker:
             checked.values = convert(params, checked.warnings)  # type: ignore[assignment]
         except UnusableError as bad:
             parameter = bad.path or "(params)"
+            refusal = REFUSALS.get(self._schema.verb(verb).unusable)
+            if refusal is not None:
+                # What came is left out: a secret may have been put into the wrong place.
+                reason = bad.reason.partition(", got ")[0]
+                raise refusal(parameter=parameter, reason=reason) from None
             raise errors.InvalidParams(
                 method=verb, parameter=parameter, reason=bad.reason
             ) from None

@@ -58,6 +58,7 @@ BROAD_EXCEPT: Mapping[str, Collection[str]] = {
     "base.aside": ("run",),
     "base.lanes": ("_work",),
     "host.bounded": ("_work",),
+    "host.libvirt": ("_deliver",),
     "leases.lost": ("_run",),
     "monitor.poller": ("_run",),
     "rpc.dispatch": ("*",),

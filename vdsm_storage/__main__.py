@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from vdsm_storage import config as configuration
 from vdsm_storage.agent import Agent
-from vdsm_storage.base import logs, memory, single
+from vdsm_storage.base import dump, logs, memory, single
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError, InvalidConfiguration
 from vdsm_storage.host import sockets
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None, make_agent: Callable[..., Agent] = Agent
         return 0
     memory.give_back_large_buffers()
     try:
+        dump.never()
         # Every file that the agent makes is 0660 or 0644 by an explicit mode; never more than this.
         os.umask(0o022)
         os.makedirs(config.paths.run, mode=0o755, exist_ok=True)

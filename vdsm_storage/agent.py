@@ -19,21 +19,28 @@ from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.domains.block_growth import BlockTools
 from vdsm_storage.domains.leasing import DomainLeasing
+from vdsm_storage.domains.remembered import boot_id
 from vdsm_storage.domains.services import Base, DomainServices
 from vdsm_storage.domains.storage_network import storage_network
 from vdsm_storage.host import pki
 from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
+from vdsm_storage.host.libvirt import Libvirt
+from vdsm_storage.host.libvirt_events import EventLoop
+from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
 from vdsm_storage.images.copy_external import ExternalCopying
 from vdsm_storage.images.data import Data
+from vdsm_storage.images.encryption import Encryption
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
 from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
+from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.hostjobs import Jobs
 from vdsm_storage.jobs.journal import JOB, Entry, Journal
 from vdsm_storage.jobs.operation import CrashPoints, Kind
@@ -47,6 +54,7 @@ from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
+from vdsm_storage.monitor.poller import Poller
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.broker import Broker
@@ -56,12 +64,20 @@ from vdsm_storage.rpc.listener import Listener
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
+from vdsm_storage.secrets.key import KeySource
+from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
+from vdsm_storage.secrets.registry import Registry
+from vdsm_storage.secrets.sealing import SealProcess
+from vdsm_storage.secrets.store import Forgetful
+from vdsm_storage.secrets.store import Store as SecretStore
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.services import VmBase, VmServices
 
 log = logging.getLogger("agent")
 
 VERSION = importlib.metadata.version("vdsm-storage")
+SETTLE_SECONDS = 2.0  # for a look at libvirt's secrets to end
 STOP_SECONDS = 20.0  # for running operations to take themselves back when the agent stops
 
 
@@ -94,9 +110,14 @@ class Agent:
         self._lockspaces = Lockspaces(sanlock, clock)
         self._leases = Leases(sanlock, clock)
         journal = Journal(os.path.join(config.paths.state, "journal"))
-        crash = CrashPoints(crash_point)
+        self._crash = crash = CrashPoints(crash_point)
         self._runner = Runner(journal, self._lanes, clock, crash, self._job_changed)
         self._discovery = Discovery(BUILT, VERSION)
+        self._event_loop = EventLoop()
+        self._libvirt = Libvirt(config.libvirt, self._event_loop, clock)
+        self._secrets = self._secret_registry()
+        self._settler = Poller("secrets", clock, self._settle_secrets)
+        self._libvirt.when_connected(self._settler.wake)
         self._services = self._build()
 
     def _build(self) -> Services:
@@ -119,18 +140,20 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
+        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner, self._encryption())
+        images = Images(volumes, os.path.join(config.paths.run, "storage"))
+        vms = self._vm_services(volumes.shop, images)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
-            block.network.multipath.health,
+            block.network.multipath.health, vms.registry.counts,
         )  # fmt: skip
-        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
         guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
-        for part in (storage, volumes, data, external, leases, self._streams):
+        for part in (storage, volumes, data, external, leases, self._streams, vms):
             runner.add_kinds(part.kinds())
         return Services(
             config=config,
@@ -140,11 +163,36 @@ class Agent:
             tickets=ImageTickets(config.paths.imageio),
             volumes=volumes,
             data=data,
-            images=Images(volumes, os.path.join(config.paths.run, "storage")),
+            images=images,
             leases=leases,
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
+            secrets=self._secrets,
+            vms=vms,
         )
+
+    def _vm_services(self, shop: Workshop, images: Images) -> VmServices:
+        def prepare(domain: str, image: str, volume: str) -> str:
+            return images.prepare(domain, image, volume)["path"]
+
+        vms = LibvirtVms(self._libvirt)
+        publish, runner = self._broker.publish_event, self._runner
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
+        return VmServices(below, shop, prepare)
+
+    def _secret_registry(self) -> Registry:
+        paths = self._config.paths
+        path = os.path.join(paths.state, "secrets")
+        key = KeySource(paths.secrets_key, os.environ.get("CREDENTIALS_DIRECTORY"))
+        store = SecretStore(path, key, SealProcess(), boot_id())
+        kept = store if self._config.secrets.keep else Forgetful(path)
+        keyring = LibvirtKeyring(self._libvirt)
+        return Registry(keyring, kept, Locks(self._clock), self._crash.reach)
+
+    def _encryption(self) -> Encryption:
+        directory = os.path.join(self._config.paths.run, "luks")
+        luks = QemuImgLuks(directory, self._config.secrets.luks_iteration_time)
+        return Encryption(luks, self._secrets.volume_key)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
@@ -188,8 +236,11 @@ class Agent:
         http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
+        self._settler.start()
         self._leases.lost.start(self._leases_lost)
-        await asyncio.gather(*starting)
+        self._libvirt.start()
+        self._services.vms.start()
+        await asyncio.gather(*starting, asyncio.to_thread(self._libvirt.wait_tried))
         self._recovered = True
         self._recovery = asyncio.create_task(self._keep_recovering())
         self._announce(self._listener.port)
@@ -211,7 +262,12 @@ class Agent:
     def _give_back(self) -> None:
         self._runner.stop_all(STOP_SECONDS)
         health = self._services.health
+        self._settler.stop(SETTLE_SECONDS)
+        self._secrets.close()
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._services.vms.close()
+        self._libvirt.stop()
+        self._event_loop.stop()
         self._lockspaces.release_all()
         self._leases.lost.close()
         self._lanes.close()
@@ -252,6 +308,10 @@ class Agent:
 
     def _recover(self) -> None:
         self._runner.recover_domains(self._services.storage.usable)
+
+    def _settle_secrets(self) -> float:
+        self._secrets.settle()
+        return self._config.secrets.check_interval
 
     def _leases_lost(self, sd_id: str) -> None:
         if self._daemon is not None and self._daemon.pid() is None:

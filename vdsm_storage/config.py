@@ -116,6 +116,48 @@ class Lvm:
 
 
 @dataclass
+class Libvirt:
+    """Running VMs, through libvirt."""
+
+    # Where libvirt is; empty on a host that runs no VMs: then there are none.
+    uri: str = "qemu:///system"
+    # Seconds that libvirt may take to answer one call.
+    timeout: float = 30.0
+    # Seconds between two signs of life, and how many may be missed before the connection is given
+    # up and made anew.
+    keepalive_interval: int = 5
+    keepalive_count: int = 3
+    # Seconds between two attempts to connect.
+    retry: float = 2.0
+
+
+@dataclass
+class Secrets:
+    """What Host.registerSecrets is given."""
+
+    # Keep the values in a file, encrypted, so that an agent that crashed has them again.  False
+    # keeps them in memory only.
+    keep: bool = True
+    # Seconds between two looks at whether libvirt has lost any.
+    check_interval: float = 60.0
+    # Milliseconds that trying one key of an encrypted volume shall take: what makes guessing a
+    # password hard, and each opening of the volume slow.  Secrets that are random need little.
+    luks_iteration_time: int = 2000
+
+
+@dataclass
+class Vms:
+    """Operations on running VMs."""
+
+    # Seconds that a guest's agent may take to freeze or thaw its file systems.
+    freeze_timeout: float = 8.0
+    # Seconds after which a guest that its caller leaves frozen is thawed by the agent.
+    freeze_limit: float = 300.0
+    # Seconds that libvirt may take to switch the disks of a VM to new volumes.
+    snapshot_timeout: float = 300.0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -145,6 +187,9 @@ class Paths:
     imageio: str = "/run/ovirt-imageio/sock"
     # Where lvm2's private configuration and locks are; made at the start.
     lvm: str = "/run/vdsm-storage/lvm"
+    # Key of the secrets at rest, made when it is first needed, unless systemd passes the credential
+    # vdsm-storage.secrets-key.  It is gone after a reboot, and so are the secrets.
+    secrets_key: str = "/run/vdsm-storage/secrets.key"
 
 
 @dataclass
@@ -155,6 +200,9 @@ class Config:
     storage: Storage = field(default_factory=Storage)
     sanlock: Sanlock = field(default_factory=Sanlock)
     lvm: Lvm = field(default_factory=Lvm)
+    libvirt: Libvirt = field(default_factory=Libvirt)
+    secrets: Secrets = field(default_factory=Secrets)
+    vms: Vms = field(default_factory=Vms)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 
@@ -199,9 +247,12 @@ def dev(config: Config, directory: str) -> Config:
         sanlock_run=os.path.join(directory, "sanlock"),
         imageio=os.path.join(directory, "imageio.sock"),
         lvm=os.path.join(directory, "run", "lvm"),
+        secrets_key=os.path.join(directory, "run", "secrets.key"),
     )
+    config.libvirt.uri = ""  # the system's libvirt is not this instance's to change
     config.addresses.management_ip = "127.0.0.1"
     config.addresses.management_port = 0
+    config.libvirt.uri = ""  # a machine's own VMs are not for an agent that somebody tries out
     config.storage.user = str(os.geteuid())
     config.storage.group = str(os.getegid())
     return config

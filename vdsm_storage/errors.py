@@ -389,6 +389,24 @@ class UnsupportedOperation(AgentError):
     template = "{operation} is not possible here: {reason}"
 
 
+# -- secrets ---------------------------------------------------------------------------------
+
+
+class BadSecretRequest(AgentError):
+    code = 72
+    template = "Nothing was done: {parameter}: {reason}"
+
+
+class SecretRegistrationFailed(AgentError):
+    code = 73
+    template = "No secret was registered, those of before are kept: {reason}"
+
+
+class SecretUnregistrationFailed(AgentError):
+    code = 74
+    template = "No secret was removed, those of before are kept: {reason}"
+
+
 # -- storage domains -------------------------------------------------------------------------
 
 
@@ -1016,3 +1034,70 @@ class MasterMountError(AgentError):
     code = 368
     template = "The master file system of domain {domain} ({device}) cannot be used: {reason}"
 
+
+# -- running VMs -----------------------------------------------------------------------------
+
+
+class LibvirtUnavailable(AgentError):
+    code = 59
+    template = "libvirt ({uri}) cannot be reached: {reason}; the agent connects again, try again"
+
+
+class LibvirtTimeout(AgentError):
+    code = 59
+    template = "libvirt did not answer {call} in {seconds} seconds; try again later"
+
+
+class LibvirtFailure(AgentError):
+    code = 100
+    template = "libvirt: {call} failed: {reason}"
+
+
+class NoSuchVM(AgentError):
+    code = 1
+    template = "No VM {vm} on this host"
+
+
+class VMIsDown(AgentError):
+    code = 6
+    template = "VM {vm} does not run"
+
+
+class NonResponsiveGuestAgent(AgentError):
+    code = 19
+    template = "The guest agent of VM {vm} does not answer: {reason}"
+
+
+class SnapshotFailed(AgentError):
+    code = 48
+    template = "VM {vm} was not snapshotted: {reason}"
+
+
+class DriveNotFound(AgentError):
+    code = 13
+    template = "VM {vm} has no disk on volume {volume} of image {image}"
+
+
+class MergeFailed(AgentError):
+    code = 52
+    template = "Volume {top} was not merged into {base}: {reason}"
+
+
+class UnsupportedGuestOperation(AgentError):
+    code = 75
+    template = "VM {vm} cannot {operation}: {reason}"
+
+
+class FreezeGuestFSFailed(AgentError):
+    code = 76
+    template = "The file systems of VM {vm} were not frozen: {reason}"
+
+
+class ThawGuestFSFailed(AgentError):
+    code = 77
+    template = "The file systems of VM {vm} were not thawed: {reason}; it is tried again"
+
+
+class ValueOutOfRange(AgentError):
+    code = 91
+    template = "{parameter}: {reason} (it is {value})"

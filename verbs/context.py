@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vdsm_storage.jobs.tasks import Tasks
     from vdsm_storage.leases.external import ExternalLeases
     from vdsm_storage.monitor.health import Health
+    from vdsm_storage.secrets.registry import Registry
+    from vdsm_storage.vms.services import VmServices
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Services:
     leases: ExternalLeases
     tasks: Tasks
     jobs: Jobs
+    secrets: Registry
+    vms: VmServices
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request

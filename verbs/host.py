@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Host.*: what the host is, how it is, and what it is doing.
-
-The agent manages no virtual machines; the verbs that ask for them say so truthfully.
-"""
+"""Host.*: what the host is, how it is, and what it is doing."""
 
 from __future__ import annotations
 
@@ -21,6 +18,8 @@ FACTS: Final = ":facts"
 TICKETS: Final = ":tickets"
 SCAN: Final = ":scan"
 DEVICES: Final = ":devices"
+SECRETS: Final = ":secrets"
+VMS: Final = ":vms"
 
 log = logging.getLogger("verbs.host")
 
@@ -66,25 +65,28 @@ def _address(client: str) -> str:
     return address.strip("[]") if colon and port.isdigit() else ""
 
 
-# -- virtual machines: there are none --------------------------------------------------------
+# -- virtual machines: what libvirt runs -----------------------------------------------------
 
 
-def getAllVmStats(_ctx: Context) -> list[Any]:
-    return []
+def getAllVmStats(ctx: Context) -> list[dict[str, Any]]:
+    return ctx.services.vms.stats.all()
 
 
 def getVMList(
-    _ctx: Context, fullStatus: bool = False, vmList: object = (), onlyUUID: bool = False
+    ctx: Context, fullStatus: bool = False, vmList: Sequence[str] = (), onlyUUID: bool = False
 ) -> list[Any]:
-    return []
+    vms = ctx.services.vms
+    if onlyUUID:
+        return [vm["vmId"] for vm in vms.short_list(vmList or ())]
+    return vms.full_list(vmList or ()) if fullStatus else vms.short_list(vmList or ())
 
 
-def getVMFullList(_ctx: Context, vmList: object = ()) -> list[Any]:
-    return []
+def getVMFullList(ctx: Context, vmList: Sequence[str] = ()) -> list[dict[str, Any]]:
+    return ctx.services.vms.full_list(vmList or ())
 
 
-def dumpxmls(_ctx: Context, vmList: object = ()) -> dict[str, str]:
-    return {}
+def dumpxmls(ctx: Context, vmList: Sequence[str] = ()) -> dict[str, str]:
+    return ctx.services.vms.xmls(vmList or ())
 
 
 def getAllVmIoTunePolicies(_ctx: Context) -> dict[str, Any]:
@@ -183,6 +185,19 @@ def getJobs(
     return ctx.services.jobs.get(job_type, job_ids or ())
 
 
+# -- secrets ---------------------------------------------------------------------------------
+
+
+def registerSecrets(
+    ctx: Context, secrets: Sequence[Mapping[str, Any]], clear: bool = False
+) -> None:
+    ctx.services.secrets.register(secrets, clear)
+
+
+def unregisterSecrets(ctx: Context, uuids: Sequence[str]) -> None:
+    ctx.services.secrets.unregister(uuids)
+
+
 # -- image transfers -------------------------------------------------------------------------
 
 
@@ -211,10 +226,10 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getCapabilities": Verb(getCapabilities, lane=FACTS),
     "Host.getHardwareInfo": Verb(getHardwareInfo, lane=FACTS),
     "Host.getStats": Verb(getStats, lane=FACTS),
-    "Host.getAllVmStats": Verb(getAllVmStats),
-    "Host.getVMList": Verb(getVMList),
-    "Host.getVMFullList": Verb(getVMFullList),
-    "Host.dumpxmls": Verb(dumpxmls),
+    "Host.getAllVmStats": Verb(getAllVmStats, lane=VMS),
+    "Host.getVMList": Verb(getVMList, lane=VMS),
+    "Host.getVMFullList": Verb(getVMFullList, lane=VMS),
+    "Host.dumpxmls": Verb(dumpxmls, lane=VMS),
     "Host.getAllVmIoTunePolicies": Verb(getAllVmIoTunePolicies),
     "Host.getStorageDomains": Verb(getStorageDomains, lane=SCAN),
     "Host.getConnectedStoragePools": Verb(getConnectedStoragePools),
@@ -228,6 +243,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getAllTasksInfo": Verb(getAllTasksInfo),
     "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),
     "Host.getJobs": Verb(getJobs, lane=":host"),
+    "Host.registerSecrets": Verb(registerSecrets, lane=SECRETS),
+    "Host.unregisterSecrets": Verb(unregisterSecrets, lane=SECRETS),
     "Host.add_image_ticket": Verb(add_image_ticket, lane=TICKETS),
     "Host.get_image_ticket": Verb(get_image_ticket, lane=TICKETS),
     "Host.extend_image_ticket": Verb(extend_image_ticket, lane=TICKETS),

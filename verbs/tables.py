@@ -18,6 +18,7 @@ from vdsm_storage.verbs import (
     storage_domain,
     storage_pool,
     task,
+    vm,
     volume,
 )
 from vdsm_storage.verbs.table import Verb
@@ -32,6 +33,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     **storage_domain.VERBS,
     **storage_pool.VERBS,
     **task.VERBS,
+    **vm.VERBS,
     **volume.VERBS,
 }
 # The agent answers rpc.discover itself, out of the schema.

@@ -67,6 +67,7 @@ def create(
     legal: bool = True,
     sequence: int = 0,
     bitmap: str | None = None,
+    secretID: str | None = None,
 ) -> str:
     """Returns the task."""
     request = NewVolumeRequest(
@@ -85,6 +86,7 @@ def create(
         sequence=sequence or 0,
         add_bitmaps=bool(addBitmaps),
         bitmap=bitmap or None,
+        secret=secretID or None,
     )
     return ctx.services.volumes.create(request)
 
@@ -116,9 +118,12 @@ def extendSize(
     imageID: str,
     volumeID: str,
     newSize: int,
+    secretID: str | None = None,
 ) -> str:
     """Returns the task."""
-    return ctx.services.volumes.extend(storagedomainID, imageID, volumeID, int(newSize))
+    return ctx.services.volumes.extend(
+        storagedomainID, imageID, volumeID, int(newSize), secretID or None
+    )
 
 
 def getInfo(

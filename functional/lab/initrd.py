@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -16,14 +16,21 @@ def build(rootfs: Path, target: Path) -> None:
     """`rootfs` is a directory that rootfs.build() filled."""
     files = {"bin/busybox": rootfs / "busybox", "init": SOURCES[0], "inside.py": SOURCES[1]}
     files |= {f"modules/{path.name}": path for path in sorted((rootfs / "modules").iterdir())}
+    write(target, _FOLDERS, files)
+
+
+def write(target: Path, folders: Sequence[str], files: Mapping[str, Path]) -> None:
+    """A cpio archive: folders (parents first), and files by the name that they have in it."""
     with target.open("wb") as archive:
-        for number, (name, mode, content) in enumerate(_entries(files)):
+        for number, (name, mode, content) in enumerate(_entries(folders, files)):
             archive.write(_entry(number, name, mode, content))
         archive.write(_entry(0, "TRAILER!!!", 0, b""))
 
 
-def _entries(files: dict[str, Path]) -> Iterator[tuple[str, int, bytes]]:
-    for name in _FOLDERS:
+def _entries(
+    folders: Sequence[str], files: Mapping[str, Path]
+) -> Iterator[tuple[str, int, bytes]]:
+    for name in folders:
         yield name, stat.S_IFDIR | 0o755, b""
     for name, path in files.items():
         yield name, stat.S_IFREG | 0o755, path.read_bytes()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from vdsm_storage import config
+from vdsm_storage.secrets.key import CREDENTIAL
 
 ROOT = Path(__file__).resolve().parents[2]
 RPM_DIR = ROOT / "packaging" / "rpm"
@@ -173,6 +174,13 @@ def test_packaged_completion_is_what_the_client_prints(shell: str) -> None:
     printed = run(str(Path(sys.executable).parent / "vdsm-client"), "--completion", shell).decode()
     path = RPM_DIR / f"vdsm-client.{shell}"
     assert path.read_text() == printed, f"vdsm-client --completion {shell} > {path}"
+
+
+def test_example_of_a_credential_names_the_one_that_is_read() -> None:
+    text = (RPM_DIR / "secrets-key.conf.example").read_text()
+    stored = f"/etc/credstore.encrypted/{CREDENTIAL}"
+    assert f"\nLoadCredentialEncrypted={CREDENTIAL}:{stored}\n" in text
+    assert f"--name={CREDENTIAL} - {stored}\n" in text
 
 
 @pytest.mark.parametrize("name", ["lab.conf.example", "logging.conf.example"])

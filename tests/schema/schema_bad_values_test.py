@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vdsm_storage import errors
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.schema.loader import Schema, Type, Verb
-from vdsm_storage.schema.normalise import Checked, Checker
+from vdsm_storage.schema.normalise import REFUSALS, Checked, Checker
 from vdsm_storage.schema.scalars import enum_table
 
 SD = "6513270e-269e-4d37-b2a7-4de452e6b438"
@@ -22,10 +22,12 @@ CHECKER = Checker(SCHEMA)
 VERBS = sorted(verb.name for verb in SCHEMA.verbs())
 
 
-def outcome(verb: str, params: Any) -> Checked | errors.InvalidParams:
+def outcome(verb: str, params: Any) -> Checked | errors.AgentError:
+    """What is refused is -32602, or what the verb says instead."""
+    unusable = SCHEMA.verb(verb).unusable
     try:
         return CHECKER.check_params(verb, params)
-    except errors.InvalidParams as error:
+    except (errors.InvalidParams, REFUSALS.get(unusable, errors.InvalidParams)) as error:
         return error
 
 

@@ -32,7 +32,7 @@ class BoundedCall:
         self._error: BaseException | None = None
 
     def run(self, name: str, timeout: float) -> Any:
-        threading.Thread(target=self._work, name=f"sanlock {name}", daemon=True).start()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
         self._done.wait(timeout)
         with self._lock:
             if not self._done.is_set():

@@ -52,7 +52,7 @@ class _Fixed:
 
 class HostFacts:
     """`storage_domains` gives the health of every monitored domain, `multipath_health` the maps
-    with failed paths, both without I/O.
+    with failed paths, both without I/O.  `vms` counts those that run, and those not paused.
 
     `version` is the agent's own, shown beside the release that it is compatible with.
     """
@@ -65,6 +65,7 @@ class HostFacts:
         watched_paths: tuple[str, ...],
         storage_domains: Callable[[], Mapping[str, Any]],
         multipath_health: Callable[[], Mapping[str, Any]] = dict,
+        vms: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self._files = files
         self._clock = clock
@@ -72,6 +73,7 @@ class HostFacts:
         self._watched = watched_paths
         self._storage_domains = storage_domains
         self._multipath_health = multipath_health
+        self._vms = vms
         self._network = Network(files)
         self._meter = cpu.UsageMeter(files, clock)
         self._started = clock.monotonic()
@@ -114,12 +116,13 @@ class HostFacts:
         usage = self._meter.usage()
         interfaces = self._network.counters(self._clock.time())
         load = float(self._files.text("/proc/loadavg", "0").split()[0])
+        running, active = self._vms()
         return {
             "storageDomains": dict(self._storage_domains()),
             "multipathHealth": dict(self._multipath_health()),
-            # The agent manages no virtual machines: these are true, not forgotten.
-            "vmCount": 0,
-            "vmActive": 0,
+            "vmCount": running,
+            "vmActive": active,
+            # The agent migrates none: these are true, not forgotten.
             "vmMigrating": 0,
             "incomingVmMigrations": 0,
             "outgoingVmMigrations": 0,

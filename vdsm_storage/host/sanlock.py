@@ -390,7 +390,8 @@ class Sanlock:
         undo: Callable[[], None] | None = None,
     ) -> Any:
         try:
-            return BoundedCall(call, turn or contextlib.nullcontext(), undo).run(name, timeout)
+            bounded = BoundedCall(call, turn or contextlib.nullcontext(), undo)
+            return bounded.run(f"sanlock {name}", timeout)
         except sanlock.SanlockException as cause:
             text = reason(cause.errno, str(cause.args[-1]))
             raise failure.of(text, busy=cause.errno in HELD) from cause

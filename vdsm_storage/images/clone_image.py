@@ -9,6 +9,7 @@ from vdsm_storage.errors import ImageDoesNotExistInSD, InvalidParameter
 from vdsm_storage.images import chain, layers, move_image
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
+from vdsm_storage.images.encryption import check_clear
 from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_layer
 from vdsm_storage.images.qcow2_empty import empty_qcow2
 from vdsm_storage.images.store import Store
@@ -38,6 +39,7 @@ class CloneStructure:
         with self._shop.copying(*sides) as (source, target):
             todo = move_image.plan(source, target, image)
             template = todo.template.volume if todo.template is not None else None
+            check_clear(source, todo.own)
             op.record(volumes=[member.volume for member in todo.own], template=template)
             with self._shop.domain(target):
                 for member in todo.own:

@@ -14,6 +14,7 @@ from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import (
     AddBitmapError,
     AgentError,
+    CommandError,
     CreateVolumeSizeError,
     IllegalVolumeSnapshot,
     IncorrectFormat,
@@ -24,7 +25,9 @@ from vdsm_storage.errors import (
     VolumeImageHasChildren,
     VolumeNonShareable,
 )
-from vdsm_storage.images import chain, layers, roles, sizing
+from vdsm_storage.host.qemu_img import QCOW2, NewImage
+from vdsm_storage.host.qemu_img_luks import HEADER
+from vdsm_storage.images import chain, encryption, layers, roles, sizing
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.qcow2_empty import MAX_SIZE, empty_qcow2, full_size
@@ -43,7 +46,8 @@ class NewVolumeRequest:
     """`capacity` and `initial_size` are bytes; formats and types as in images.metadata.
 
     `parent` is BLANK or a volume of `parent_image`.  `add_bitmaps` carries the parent's bitmaps
-    on; `bitmap` adds one of that name.  `ctime` is given by tests only.
+    on; `bitmap` adds one of that name.  With `secret`, the UUID of a registered one, the data are
+    encrypted with its value.  `ctime` is given by tests only.
     """
 
     domain: str
@@ -61,6 +65,7 @@ class NewVolumeRequest:
     sequence: int = 0
     add_bitmaps: bool = False
     bitmap: str | None = None
+    secret: str | None = None
     ctime: int | None = None
 
     def as_params(self) -> dict[str, object]:
@@ -86,6 +91,7 @@ def check(request: NewVolumeRequest) -> None:
     initial = request.initial_size or 0
     if initial < 0 or (request.format == md.RAW and initial > request.rounded):
         raise _wrong("initialSize", initial, "it is below zero or above the capacity")
+    encryption.check_format(request.volume, request.format, request.secret)
     if request.format == md.RAW and request.parent != BLANK:
         raise IncorrectFormat(volume=request.volume, reason="a raw volume cannot have a parent")
     if request.format == md.RAW and (request.add_bitmaps or request.bitmap):
@@ -115,6 +121,14 @@ def check_parent(store: Store, request: NewVolumeRequest) -> VolumeMetadata | No
     return parent
 
 
+def check_covered(store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None) -> None:
+    """Nothing in the clear upon what is encrypted.  Raises 1000."""
+    if parent is not None:
+        image = request.parent_image if request.shares else request.image
+        member = chain.Member(image, request.parent, parent)
+        encryption.check_covered(store, member, request.secret)
+
+
 def _wrong(parameter: str, value: object, reason: str) -> InvalidParameter:
     return InvalidParameter(parameter=parameter, value=value, reason=reason)
 
@@ -140,7 +154,7 @@ class CreateVolume:
             hold.enter_context(self._shop.domain(store))
             _check_absent(store, request)
             check_kind(store, request.volume, request.format, request.type)
-            check_parent(store, request)
+            check_covered(store, request, check_parent(store, request))
             metadata = _metadata(request)
             metadata.encode(store.version, request.volume)  # 756 before anything is made
             if _takes_long(store, request):
@@ -194,12 +208,7 @@ class CreateVolume:
         self, store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None
     ) -> None:
         """Write the qcow2 header; the backing file is named relative to the image."""
-        image = empty_qcow2(
-            request.rounded,
-            layers.compat(store),
-            request.parent if parent is not None else None,
-            layers.qemu_format(parent) if parent is not None else None,
-        )
+        image = self._empty(store, request, parent)
         names = [request.volume]
         if parent is not None and (request.add_bitmaps or request.bitmap):
             names += chain.opened_with(store, request.image, request.parent)
@@ -216,6 +225,21 @@ class CreateVolume:
         finally:
             store.deactivate(request.image, names)
 
+    def _empty(
+        self, store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None
+    ) -> bytes:
+        compat = layers.compat(store)
+        backing = request.parent if parent is not None else None
+        backing_format = layers.qemu_format(parent) if parent is not None else None
+        if request.secret is None:
+            return empty_qcow2(request.rounded, compat, backing, backing_format)
+        luks, key = self._shop.luks_and_key(request.secret)
+        try:
+            new = NewImage("", QCOW2, request.rounded, compat, backing, backing_format)
+            return luks.empty(new, key)
+        except CommandError as error:
+            raise VolumeCreationError(volume=request.volume, reason=error) from error
+
     def _add_bitmaps(
         self, store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None
     ) -> None:
@@ -224,13 +248,17 @@ class CreateVolume:
         wanted: dict[str, int | None] = {}
         if request.add_bitmaps and parent is not None and parent.format == md.COW:
             member = chain.Member(request.image, request.parent, parent)
-            info = layers.check_header(store, qemu, member)
+            info = layers.check_header(store, qemu, member, encrypted=True)
             wanted = {b.name: b.granularity for b in info.bitmaps if b.valid and b.enabled}
         if request.bitmap:
             wanted[request.bitmap] = None
         for name, granularity in wanted.items():
             try:
-                qemu.bitmap_add(path, name, granularity)
+                if request.secret is None:
+                    qemu.bitmap_add(path, name, granularity)
+                else:
+                    luks, key = self._shop.luks_and_key(request.secret)
+                    luks.bitmap_add(path, name, granularity, key)
             except AgentError as error:
                 raise AddBitmapError(bitmap=name, volume=request.volume, reason=error) from error
 
@@ -277,9 +305,10 @@ def _allocation(store: Store, request: NewVolumeRequest) -> int:
     if request.format == md.RAW:
         return request.rounded
     full = request.type == md.PREALLOCATED
+    more = HEADER if request.secret is not None else 0
     if store.is_block:
-        return sizing.cow_size(request.rounded, request.initial_size, preallocated=full)
-    return request.initial_size or full_size(request.rounded)
+        return sizing.cow_size(request.rounded, request.initial_size, preallocated=full) + more
+    return (request.initial_size or full_size(request.rounded)) + more
 
 
 def _takes_long(store: Store, request: NewVolumeRequest) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from vdsm_storage.base.units import round_up
 from vdsm_storage.errors import (
@@ -14,10 +15,14 @@ from vdsm_storage.errors import (
     VolumeNonWritable,
     VolumeResizeValueError,
 )
+from vdsm_storage.host.qemu_img import Image
+from vdsm_storage.host.qemu_img_luks import HEADER
+from vdsm_storage.host.qemu_img_output import Info
 from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.create import CAPACITY_STEP
+from vdsm_storage.images.encryption import needs_key
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.qcow2_empty import full_size
 from vdsm_storage.images.store import Store
@@ -40,7 +45,8 @@ def check(store: Store, image: str, volume: str, size: int) -> VolumeMetadata:
 
 
 class ExtendVolume:
-    """The operation `volume.extend`: params domain, image, volume, size (the new capacity)."""
+    """The operation `volume.extend`: params domain, image, volume, size (the new capacity), and
+    secret (of an encrypted volume)."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
@@ -71,7 +77,8 @@ class ExtendVolume:
             else:
                 self._grow_cow(op, store, size)
         except CommandError as error:
-            if "lock" not in str(error.facts["stderr"]):
+            # Failed to get "write" lock; a wrong key "cannot unlock any keyslot".
+            if '" lock' not in str(error.facts["stderr"]):
                 raise VolumeExtendingError(volume=volume, size=size, reason=error) from error
             log.info("Volume %s is open in a guest: left to VM.diskSizeExtend", volume)
             return False
@@ -97,12 +104,24 @@ class ExtendVolume:
             raise VolumeNonWritable(volume=volume, role="below another volume")
         names = [member.volume for member in members]
         with guard.active(store, image, names, prepared=False):
-            info = layers.check_header(store, self._shop.qemu, members[-1])
+            info = layers.check_header(store, self._shop.qemu, members[-1], encrypted=True)
             if info.virtual_size < size:
+                resize = self._resizing(op, info)
                 if members[-1].metadata.type == md.PREALLOCATED:
-                    self._grow_storage(op, store, full_size(size), preallocate=True)
+                    more = HEADER if info.encrypted else 0
+                    self._grow_storage(op, store, full_size(size) + more, preallocate=True)
                 store.lock.verify()
-                self._shop.qemu.resize(layers.layer(store, members[-1]), size)
+                resize(layers.layer(store, members[-1]), size)
+
+    def _resizing(self, op: Operation, info: Info) -> Callable[[Image, int], None]:
+        """What makes the image larger.  Raises 1000, before anything is done."""
+        if not info.encrypted:
+            return self._shop.qemu.resize
+        secret = op.params.get("secret")
+        if secret is None:
+            raise needs_key(op.params["volume"])
+        luks, key = self._shop.luks_and_key(secret)
+        return lambda image, size: luks.resize(image.path, size, key)
 
     def _recover(self, op: Operation) -> bool:
         """What has its new size is recorded so; a raw file that grew in part is cut again."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from vdsm_storage.base import files
-from vdsm_storage.errors import ImageIsNotLegalChain, PrepareIllegalVolume
+from vdsm_storage.errors import ImageIsNotLegalChain, PrepareIllegalVolume, UnsupportedOperation
 from vdsm_storage.host.qemu_img import QCOW2, RAW, Image, QemuImg
 from vdsm_storage.host.qemu_img_output import Info
 from vdsm_storage.images import metadata as md
@@ -71,10 +71,17 @@ def look(store: Store, qemu_img: QemuImg, member: Member) -> Info:
     return qemu_img.info(image)
 
 
+def is_encrypted(store: Store, member: Member) -> bool:
+    """Whether a guest needs a key for this layer.  Raises 262."""
+    header = _read_header(store, member)
+    return header is not None and header.encryption != 0
+
+
 def check_headers(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> Info:
     """What the top layer's header says, after every layer was found to name its parent.
 
-    `chain` is whole, base first.  Raises PrepareIllegalVolume (227), ImageIsNotLegalChain (262).
+    `chain` is whole, base first.  Raises PrepareIllegalVolume (227), ImageIsNotLegalChain (262),
+    UnsupportedOperation (2009) of an encrypted layer: those who look want to read its data.
     """
     for member in chain:
         if not member.metadata.is_legal:
@@ -82,9 +89,15 @@ def check_headers(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> I
     return _check_chain(store, qemu_img, chain)
 
 
-def check_header(store: Store, qemu_img: QemuImg, member: Member) -> Info:
-    """The same for a layer and all below it, legal or not: qemu-img opens them, too."""
-    return _check_chain(store, qemu_img, walk(store, member.image, member.volume))
+def check_header(
+    store: Store, qemu_img: QemuImg, member: Member, *, encrypted: bool = False
+) -> Info:
+    """The same for a layer and all below it, legal or not: qemu-img opens them, too.
+
+    `encrypted`: layers may be, the caller has the key.
+    """
+    members = walk(store, member.image, member.volume)
+    return _check_chain(store, qemu_img, members, encrypted=encrypted)
 
 
 def check_below(store: Store, image: str, parent: str | None) -> None:
@@ -93,23 +106,30 @@ def check_below(store: Store, image: str, parent: str | None) -> None:
         _check_layers(store, walk(store, image, parent))
 
 
-def _check_chain(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> Info:
-    _check_layers(store, chain)
+def _check_chain(
+    store: Store, qemu_img: QemuImg, chain: Sequence[Member], *, encrypted: bool = False
+) -> Info:
+    _check_layers(store, chain, encrypted=encrypted)
     return qemu_img.info(layer(store, chain[-1]))
 
 
-def _check_layers(store: Store, chain: Sequence[Member]) -> None:
+def _check_layers(store: Store, chain: Sequence[Member], *, encrypted: bool = False) -> None:
     parent: VolumeMetadata | None = None
     for member in chain:
-        _check_layer(store, member, parent)
+        header = _check_layer(store, member, parent)
+        if header is not None and header.encryption and not encrypted:
+            raise UnsupportedOperation(
+                operation="this",
+                reason=f"volume {member.volume} is encrypted, and its key is not given",
+            )
         parent = member.metadata
 
 
-def _check_layer(store: Store, member: Member, parent: VolumeMetadata | None) -> None:
+def _check_layer(store: Store, member: Member, parent: VolumeMetadata | None) -> Header | None:
     path = store.path(member.image, member.volume)
     header = _read_header(store, member)
     if header is None:
-        return
+        return None
     if not names_parent(header.backing, path, member.parent):
         reason = f"the header of {member.volume} names {header.backing!r}, not {member.parent}"
         raise ImageIsNotLegalChain(image=member.image, reason=reason)
@@ -117,6 +137,7 @@ def _check_layer(store: Store, member: Member, parent: VolumeMetadata | None) ->
     if wrong is not None and not _is_plainly_raw(store, member, header):
         reason = f"the header of {member.volume} is wrong: {wrong}"
         raise ImageIsNotLegalChain(image=member.image, reason=reason)
+    return header
 
 
 def _is_plainly_raw(store: Store, member: Member, header: Header) -> bool:

@@ -27,6 +27,7 @@ from vdsm_storage.images.clone_image import CloneStructure, SyncData
 from vdsm_storage.images.copy_volume import CopyVolume, CopyVolumeRequest
 from vdsm_storage.images.create import CreateVolume, NewVolumeRequest
 from vdsm_storage.images.delete import DeleteImage, DeleteVolumes
+from vdsm_storage.images.encryption import Encryption
 from vdsm_storage.images.extend import ExtendVolume
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.move_image import MoveImage
@@ -60,11 +61,12 @@ class Volumes:
         locks: Locks,
         config: Config,
         runner: Runner,
+        encryption: Encryption | None = None,
     ) -> None:
         self._find_store = find_store
         self._leases = leases
         self._runner = runner
-        self.shop = Workshop(find_store, qemu, locks, config.storage.lock_timeout)
+        self.shop = Workshop(find_store, qemu, locks, config.storage.lock_timeout, encryption)
 
     def kinds(self) -> list[Kind]:
         operations = (
@@ -91,6 +93,8 @@ class Volumes:
                 volume=request.volume, image=request.image, domain=request.domain
             )
         create.check_parent(store, request)
+        if request.secret is not None:
+            self.shop.luks_and_key(request.secret)
         text = f"Create volume {request.volume}"
         task = _task("volume.create", "createVolume", request.as_params(), text)
         return self.start(store, task)
@@ -124,11 +128,19 @@ class Volumes:
         params = {"domain": domain, "image": image, **_wiping(store, wipe)}
         return self.start(store, _task("image.delete", "deleteImage", params, f"Delete {image}"))
 
-    def extend(self, domain: str, image: str, volume: str, size: int) -> str:
-        """Start giving a volume a capacity of `size` bytes.  Raises 201, 213, 232, 654."""
+    def extend(
+        self, domain: str, image: str, volume: str, size: int, secret: str | None = None
+    ) -> str:
+        """Start giving a volume a capacity of `size` bytes; an encrypted one needs its secret.
+
+        Raises 201, 213, 232, 654, 1000.
+        """
         store = self._find_store(domain)
         extend.check(store, image, volume, size)
         params = {"domain": domain, "image": image, "volume": volume, "size": size}
+        if secret is not None:
+            self.shop.luks_and_key(secret)
+            params["secret"] = secret
         text = f"Extend volume {volume} to {size} bytes"
         return self.start(store, _task("volume.extend", "extendImageSize", params, text))
 

@@ -9,7 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from vdsm_storage.base.locks import Lock, Locks
+from vdsm_storage.base.secret import Secret
+from vdsm_storage.errors import InvalidParameter
 from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.qemu_img_luks import QemuImgLuks
+from vdsm_storage.images.encryption import Encryption
 from vdsm_storage.images.store import Store
 
 
@@ -30,6 +34,13 @@ class Workshop:
     qemu: QemuImg
     locks: Locks
     lock_timeout: float
+    encryption: Encryption | None = None
+
+    def luks_and_key(self, secret: str) -> tuple[QemuImgLuks, Secret]:
+        """What works on encrypted volumes, and a secret's value.  Raises 1000."""
+        if self.encryption is None:
+            raise InvalidParameter(parameter="secretID", value=secret, reason="no secrets here")
+        return self.encryption.luks, self.encryption.key(secret)
 
     @contextlib.contextmanager
     def images(self, sd_id: str, image: str, source: str | None = None) -> Iterator[Store]:

@@ -15,7 +15,8 @@ from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.journal import Entry
 from vdsm_storage.jobs.runner import SUCCESS, Runner, Running
 
-STORAGE: Final = "storage"  # the only type of job that is run so far
+STORAGE: Final = "storage"
+VIRT: Final = "virt"  # on running VMs
 _STATUSES: Final = {
     j.INIT: "pending",
     j.RUNNING: "running",
@@ -37,13 +38,12 @@ class Jobs:
     ) -> dict[str, dict[str, Any]]:
         """{job: info} of all jobs, or those asked for; a job that is unknown is left out."""
         self._drop_old()
-        if job_type not in (None, STORAGE):
-            return {}
         wanted = set(job_ids)
         return {
             running.entry.id: self.describe(running.entry, running.operation.fraction)
             for running in self._runner.all(j.JOB)
-            if not wanted or running.entry.id in wanted
+            if (not wanted or running.entry.id in wanted)
+            and job_type in (None, type_of(running.entry))
         }
 
     @staticmethod
@@ -55,7 +55,7 @@ class Jobs:
         """
         found: dict[str, Any] = {
             "id": entry.id,
-            "job_type": STORAGE,
+            "job_type": type_of(entry),
             "status": status_of(entry),
             "description": entry.description or entry.verb,
         }
@@ -105,6 +105,11 @@ class Jobs:
             self._runner.demote(running)  # something is left of it: taken back one day
         else:
             self._runner.forget(running.entry.id)
+
+
+def type_of(entry: Entry) -> str:
+    """As engines call it: kinds of operations on running VMs are named `vm.…`."""
+    return VIRT if entry.kind.startswith("vm.") else STORAGE
 
 
 def status_of(entry: Entry) -> str:

@@ -24,6 +24,10 @@ from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.jobs.journal import Entry, Journal
 
 
+class StillGoing(Exception):  # noqa: N818 - what it is, not that it is one
+    """From `recover`: what was begun before the restart goes on by itself; ask again later."""
+
+
 class CrashPoints:
     """Kills this process at one named point (`kind:step`), for tests.  Unarmed in production.
 
@@ -92,6 +96,11 @@ class Operation:
         with self._lock:
             self._entry.facts.update(facts)
             self._journal.save(self._entry)
+
+    def describe(self, text: str) -> None:
+        """What callers see beside state and progress, from now on."""
+        with self._lock:
+            self._entry.description = text
 
     def progress(self, fraction: float) -> None:
         """Report how far the work is, 0.0 to 1.0.  Cheap; call it as often as you like."""

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Encrypted volumes: made, extended, put upon each other, and run by a guest that libvirt gives
+the key; what lies on the storage is in no layer in the clear."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import pytest
+
+from functional.engine.host import FCP, StorageServer
+from functional.guests.guest import Plan, definition
+from functional.guests.libvirtd import Libvirtd
+from functional.pool_lab import COW, MIB, RAW, Lab, Volume, local_server, make_lab
+from functional.processes import AgentProcess
+from functional.standin.process import StandInProcess
+
+KEY, OTHER = "correct horse battery", "another key altogether"
+SECRETS = {"disk": str(uuid.uuid4()), "other": str(uuid.uuid4()), "ceph": str(uuid.uuid4())}
+SIZE = 64 * MIB
+PATTERN = b"\xa5" * 512
+PREALLOCATED = 1
+
+
+class World:
+    def __init__(self, lab: Lab, libvirtd: Libvirtd, domains: dict[str, str]) -> None:
+        self.lab = lab
+        self.libvirtd = libvirtd
+        self.domains = domains
+
+    def make(self, kind: str, secret: str = "disk", **more: Any) -> Volume:
+        return self.lab.create(self.domains[kind], SIZE, secretID=SECRETS[secret], **more)
+
+    def code(self, domain: str, **more: Any) -> int:
+        """Of making a volume that cannot be."""
+        where = Volume(domain, str(uuid.uuid4()), str(uuid.uuid4()))
+        given = {"size": SIZE, "fmt": COW, **more}
+        if "srcImgUUID" in more:
+            where.image = more["srcImgUUID"]
+        code = self.lab.task("Volume.create", **self.lab.new_volume(where, **given))
+        assert self.lab.code("Volume.getInfo", **self.lab.ids(where)) == 201
+        return code
+
+    def extend(self, where: Volume, size: int, **more: Any) -> int:
+        ids = self.lab.ids(where)
+        return self.lab.task("Volume.extendSize", **ids, newSize=str(size), **more)
+
+    @contextlib.contextmanager
+    def prepared(self, where: Volume) -> Iterator[Path]:
+        path = self.lab.prepare(where)
+        try:
+            yield path
+        finally:
+            self.lab.call("Image.teardown", **self.lab.ids(where))
+
+    def opens(self, where: Volume, key: str) -> bool:
+        """By qemu-img alone, without libvirt."""
+        node = {"driver": "qcow2", "encrypt": {"format": "luks", "key-secret": "s"},
+                "backing": None, "file": {"driver": "file", "filename": ""}}  # fmt: skip
+        with self.prepared(where) as path:
+            node["file"] = {"driver": driver(path), "filename": str(path)}
+            done = subprocess.run(
+                ["qemu-io", "--object", "secret,id=s,file=/dev/stdin", "-r", "-c", "read 0 4k",
+                 "json:" + json.dumps(node)],
+                input=key.encode(), capture_output=True, timeout=120, check=False,
+            )  # fmt: skip
+        return done.returncode == 0
+
+    @contextlib.contextmanager
+    def guest(self, *chain: Volume, secret: str = "disk") -> Iterator[Guest]:
+        """A paused one; `chain` from the top down."""
+        with self.prepared(chain[0]) as top:
+            paths = [top.parent / volume.volume for volume in chain]
+            xml = definition(Plan("luks", agent=False), self.libvirtd.directory)
+            xml = xml.replace("<devices>", f"<devices>{disk(paths, SECRETS[secret])}")
+            with contextlib.closing(libvirt.open(self.libvirtd.uri)) as connection:
+                domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+                try:
+                    yield Guest(domain)
+                finally:
+                    domain.destroy()
+
+
+class Guest:
+    def __init__(self, domain: Any) -> None:
+        self._domain = domain
+
+    def io(self, command: str) -> str:
+        """By QEMU itself, as if the guest did it."""
+        line = f'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "{command}"'
+        flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+        said: str = libvirt_qemu.qemuMonitorCommand(self._domain, line, flags)
+        assert "fail" not in said.lower(), said
+        assert "error" not in said.lower(), said
+        return said
+
+    @property
+    def id(self) -> str:
+        found: str = self._domain.UUIDString()
+        return found
+
+    @property
+    def capacity(self) -> int:
+        size: int = self._domain.blockInfo("vda")[0]
+        return size
+
+
+def driver(path: Path) -> str:
+    return "host_device" if path.is_block_device() else "file"
+
+
+def disk(paths: list[Path], secret: str) -> str:
+    kind, where = ("block", "dev") if paths[0].is_block_device() else ("file", "file")
+    key = f"<encryption format='luks'><secret type='passphrase' uuid='{secret}'/></encryption>"
+    below = "<backingStore/>"
+    for path in reversed(paths[1:]):
+        below = (
+            f"<backingStore type='{kind}'><format type='qcow2'/>"
+            f"<source {where}='{path}'>{key}</source>{below}</backingStore>"
+        )
+    return (
+        f"<disk type='{kind}' device='disk'><driver name='qemu' type='qcow2' cache='none'/>"
+        f"<source {where}='{paths[0]}'>{key}</source>{below}"
+        "<target dev='vda' bus='virtio'/></disk>"
+    )
+
+
+def secret(name: str, value: str, usage_type: str = "volume") -> dict[str, str]:
+    return {
+        "uuid": SECRETS[name], "usageType": usage_type, "usageID": f"ovirt/{name}",
+        "password": base64.b64encode(value.encode()).decode(),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(
+    workdir: Path,
+    start_agent: Callable[..., AgentProcess],
+    make_standin: Callable[..., StandInProcess],
+    make_luns: Callable[..., list[str]],
+) -> Iterator[World]:
+    libvirtd = Libvirtd(workdir / "virt")
+    libvirtd.start()
+    luns = make_luns(1)
+    agent = start_agent(
+        "luks", tls=False, standin=make_standin(sync=False), lvm__devices=",".join(luns),
+        libvirt__uri=libvirtd.uri, secrets__luks_iteration_time="20",
+    )  # fmt: skip
+    lab = make_lab(agent)
+    domains = {
+        "local": lab.add_domain(local_server(workdir / "local")),
+        "lun": lab.add_domain(StorageServer(FCP, devices=tuple(luns))),
+    }
+    secrets = [secret("disk", KEY), secret("other", OTHER), secret("ceph", KEY, "ceph")]
+    lab.call("Host.registerSecrets", secrets=secrets)
+    yield World(lab, libvirtd, domains)
+    lab.client.close()
+    libvirtd.stop()
+
+
+KINDS = pytest.mark.parametrize("kind", ["local", "lun"])
+
+
+@KINDS
+def test_a_volume_is_encrypted(world: World, kind: str) -> None:
+    where = world.make(kind)
+    assert world.opens(where, KEY)
+    assert not world.opens(where, OTHER)
+    info = world.lab.call("Volume.getInfo", **world.lab.ids(where))
+    assert (info["capacity"], info["format"], info["status"]) == (str(SIZE), "COW", "OK")
+    assert world.lab.call("Volume.getQemuImageInfo", **world.lab.ids(where))["virtualsize"] == SIZE
+
+
+@KINDS
+def test_a_guest_runs_on_it_and_on_its_snapshots(world: World, kind: str) -> None:
+    base = world.make(kind)
+    with world.guest(base) as guest:
+        guest.io("write -P 0xa5 0 1M")
+    top = world.lab.snapshot(base, size=SIZE, secretID=SECRETS["disk"])
+    with world.guest(top, base) as guest:
+        guest.io("read -P 0xa5 0 1M")
+        guest.io("write -P 0xa5 1M 1M")
+    with world.guest(top, base) as guest:
+        guest.io("read -P 0xa5 0 2M")
+    with pytest.raises(libvirt.libvirtError), world.guest(top, base, secret="other"):
+        pass
+    for volume in (base, top):
+        assert world.opens(volume, KEY)
+        with world.prepared(volume) as path, path.open("rb") as file:
+            data = file.read(16 * MIB)
+        assert len(data) > 3 * MIB
+        assert PATTERN not in data
+
+
+@KINDS
+def test_a_live_snapshot(world: World, kind: str) -> None:
+    """The guest goes on into the new volume, which is opened with the secret of the disk."""
+    lab, base = world.lab, world.make(kind)
+    with world.guest(base) as guest:
+        guest.io("write -P 0xa5 0 1M")
+        top = lab.snapshot(base, size=SIZE, secretID=SECRETS["disk"])
+        drive = {"domainID": base.domain, "imageID": base.image, "baseVolumeID": base.volume,
+                 "volumeID": top.volume}  # fmt: skip
+        snapshot = {"vmID": guest.id, "snapDrives": [drive], "frozen": True}
+        job = str(uuid.uuid4())
+        lab.call("VM.snapshot", **snapshot, jobUUID=job)
+        assert lab.wait_job(job) == 0
+        guest.io("read -P 0xa5 0 1M")
+        guest.io("write -P 0xa5 1M 1M")
+    with world.guest(top, base) as guest:
+        guest.io("read -P 0xa5 0 2M")
+    with world.guest(base) as guest:
+        guest.io("read -P 0 1M 1M")
+    with world.prepared(top) as path, path.open("rb") as file:
+        assert PATTERN not in file.read(16 * MIB)
+
+
+@KINDS
+def test_extended(world: World, kind: str) -> None:
+    where = world.make(kind)
+    with world.guest(where) as guest:
+        guest.io("write -P 0xa5 0 1M")
+    assert world.extend(where, 2 * SIZE) == 1000  # which key?
+    assert world.extend(where, 2 * SIZE, secretID=str(uuid.uuid4())) == 1000
+    assert world.extend(where, 2 * SIZE, secretID=SECRETS["other"]) == 206
+    info = world.lab.call("Volume.getInfo", **world.lab.ids(where))
+    assert info["capacity"] == str(SIZE)
+    assert world.extend(where, 2 * SIZE, secretID=SECRETS["disk"]) == 0
+    info = world.lab.call("Volume.getInfo", **world.lab.ids(where))
+    assert info["capacity"] == str(2 * SIZE)
+    with world.guest(where) as guest:
+        assert guest.capacity == 2 * SIZE
+        guest.io("read -P 0xa5 0 1M")
+        guest.io("write -P 0xa5 127M 1M")
+
+
+@KINDS
+def test_preallocated(world: World, kind: str) -> None:
+    """Room for all of it and for the header, from the beginning."""
+    where = world.make(kind, preallocate=PREALLOCATED)
+    sizes = world.lab.call("Volume.getSize", **world.lab.ids(where))
+    assert int(sizes["truesize"]) > SIZE + 2 * MIB
+    with world.guest(where) as guest:
+        guest.io(f"write -P 0xa5 0 {SIZE}")
+    after = world.lab.call("Volume.getSize", **world.lab.ids(where))
+    assert int(after["apparentsize"]) == int(sizes["apparentsize"])
+
+
+@KINDS
+def test_refused(world: World, kind: str) -> None:
+    domain = world.domains[kind]
+    known = {"secretID": SECRETS["disk"]}
+    assert world.code(domain, secretID=str(uuid.uuid4())) == 1000
+    assert world.code(domain, secretID=SECRETS["ceph"]) == 1000  # opens no volumes
+    assert world.code(domain, fmt=RAW, preallocate=PREALLOCATED, **known) == 202
+    base = world.make(kind)
+    on = {"srcImgUUID": base.image, "srcVolUUID": base.volume}
+    assert world.code(domain, **on) == 1000  # in the clear upon what is encrypted
+    clear = world.lab.create(domain, SIZE)
+    above = world.lab.snapshot(clear, size=SIZE, **known)  # the other way it is all right
+    assert world.opens(above, KEY)
+
+
+@KINDS
+def test_bitmaps(world: World, kind: str) -> None:
+    bitmap = str(uuid.uuid4())
+    base = world.make(kind, bitmap=bitmap)
+    top = world.lab.snapshot(base, size=SIZE, secretID=SECRETS["disk"], addBitmaps=True)
+    for volume in (base, top):
+        info = world.lab.call("Volume.getQemuImageInfo", **world.lab.ids(volume))
+        assert [one["name"] for one in info["bitmaps"]] == [bitmap]
+
+
+@KINDS
+def test_what_reads_data_is_refused(world: World, kind: str) -> None:
+    """And leaves both sides as they were; nothing is copied into the clear."""
+    lab, domain = world.lab, world.domains[kind]
+    other = world.domains["lun" if kind == "local" else "local"]
+    base = world.make(kind)
+    with world.guest(base) as guest:
+        guest.io("write -P 0xa5 0 1M")
+    top = lab.snapshot(base, size=SIZE, secretID=SECRETS["disk"])
+    ids = {"storagepoolID": lab.pool, "imageID": base.image}
+    whole = {**ids, "storagedomainID": domain, "volumeID": top.volume}
+    assert lab.code("Volume.measure", **whole, dstVolFormat=COW) == 2009
+    clone = {**ids, "storagedomainID": domain, "dstSdUUID": other}
+    assert lab.task("Image.cloneStructure", **clone) == 2009
+    assert base.image not in lab.call("StorageDomain.getImages", storagedomainID=other)
+    target = lab.create(domain, SIZE)
+    assert lab.copy(top, target) == 2009
+    merge = {"sd_id": domain, "img_id": base.image, "base_id": base.volume, "top_id": top.volume}
+    prepare = {"storagepoolID": lab.pool, "subchainInfo": {**merge, "base_generation": 0}}
+    assert lab.task("StoragePool.prepareMerge", **prepare) == 2009
+    assert lab.call("Volume.getInfo", **lab.ids(base))["legality"] == "LEGAL"
+    with world.guest(top, base) as guest:
+        guest.io("read -P 0xa5 0 1M")
+
+
+def test_the_agent_dies_while_it_makes_one(world: World) -> None:
+    """Nothing is left, not even of the header that was made aside."""
+    agent = world.lab.agent
+    domain = world.domains["local"]
+    images = world.lab.root(domain) / "images"
+    before = sorted(images.iterdir())
+    agent.kill()
+    agent.start("volume.create:formatted")
+    world.lab.reconnect()
+    world.lab.wait_usable(domain)
+    where = Volume(domain, str(uuid.uuid4()), str(uuid.uuid4()))
+    with contextlib.suppress(Exception):
+        more = {"secretID": SECRETS["disk"]}
+        world.lab.call("Volume.create", **world.lab.new_volume(where, SIZE, COW, **more))
+    agent.wait_dead()
+    agent.start()
+    world.lab.reconnect()
+    world.lab.wait_usable(domain)
+    for task in world.lab.call("Host.getAllTasksStatuses"):
+        world.lab.wait_task(task)
+    assert sorted(images.iterdir()) == before
+    assert list((agent.dir / "run" / "luks").iterdir()) == []
+    assert world.opens(world.make("local"), KEY)  # the secret is there again
+
+
+def test_keys_are_nowhere(world: World) -> None:
+    """Comes last."""
+    for text in (KEY, OTHER):
+        forms = (text.encode(), base64.b64encode(text.encode()).rstrip(b"="))
+        for path in world.lab.agent.dir.rglob("*"):
+            if path.is_file() and "data-center" not in path.parts:
+                data = path.read_bytes()
+                assert [form for form in forms if form in data] == [], path

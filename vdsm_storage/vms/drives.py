@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disks of a VM, read from its libvirt XML; those on managed volumes are known by their path.
+
+A volume's path ends in one of these, whichever tree of links it goes through:
+
+    <domain>/images/<image>/<volume>      the data center's tree, and the storage itself
+    storage/<domain>/<image>/<volume>     the links of prepared images
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vdsm_storage.base.uuids import is_uuid
+
+METADATA = "http://ovirt.org/vm/1.0"  # name space of engines in <metadata>
+
+
+@dataclass(frozen=True)
+class VolumePath:
+    """A managed volume, by the names in its path."""
+
+    domain: str
+    image: str
+    volume: str
+
+
+@dataclass(frozen=True)
+class Drive:
+    """`name` is the target (vda).  `chain` are the paths from the top down, the first is `path`.
+
+    `path` is empty for a drive without a medium, and the name of the volume for a network disk.
+    """
+
+    name: str
+    device: str  # disk, cdrom, lun, floppy
+    kind: str  # file, block, network, volume
+    format: str
+    path: str
+    chain: Sequence[str] = ()
+    serial: str = ""
+    alias: str = ""
+    readonly: bool = False
+    transient: bool = False
+    shared: bool = False
+    leased: bool = False  # the VM holds a lease on one of its volumes
+    secret: str = ""  # the UUID of the one that an encrypted disk is opened with
+    ready: bool = False  # a merge or a copy of it is in step and waits for its end
+
+    @property
+    def volume(self) -> VolumePath | None:
+        """The managed volume that the guest writes to."""
+        return volume_of(self.path)
+
+    @property
+    def volumes(self) -> list[str]:
+        """The managed volumes of its chain, from the top down."""
+        found = (volume_of(path) for path in self.chain)
+        return [each.volume for each in found if each is not None]
+
+    def is_volume(self, domain: str, image: str, volume: str) -> bool:
+        return self.volume == VolumePath(domain, image, volume)
+
+
+def volume_of(path: str) -> VolumePath | None:
+    parts = path.rsplit("/", 4)
+    if len(parts) == 5 and parts[2] == "images":
+        names = (parts[1], parts[3], parts[4])
+    elif len(parts) == 5 and parts[1] == "storage":
+        names = (parts[2], parts[3], parts[4])
+    else:
+        return None
+    return VolumePath(*names) if all(is_uuid(name) for name in names) else None
+
+
+def parse(xml: str) -> ET.Element:
+    """libvirt's XML.  It comes from libvirt alone, which parsed what others gave it."""
+    return ET.fromstring(xml)  # noqa: S314
+
+
+def drives(root: ET.Element) -> list[Drive]:
+    transient = _transient(root)
+    leases = {key.text for key in root.iterfind("./devices/lease/key") if key.text}
+    return [_drive(disk, transient, leases) for disk in root.iterfind("./devices/disk")]
+
+
+def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
+    target = disk.find("target")
+    name = target.get("dev", "") if target is not None else ""
+    driver = disk.find("driver")
+    alias = disk.find("alias")
+    chain = list(_chain(disk))
+    volumes = {path.rpartition("/")[2] for path in chain}
+    mirror = disk.find("mirror")
+    return Drive(
+        name=name,
+        device=disk.get("device", "disk"),
+        kind=disk.get("type", ""),
+        format=driver.get("type", "") if driver is not None else "",
+        path=chain[0] if chain else "",
+        chain=tuple(chain),
+        serial=disk.findtext("serial", ""),
+        alias=alias.get("name", "") if alias is not None else "",
+        readonly=disk.find("readonly") is not None,
+        transient=disk.find("transient") is not None or name in transient,
+        shared=disk.find("shareable") is not None,
+        ready=mirror is not None and mirror.get("ready") == "yes",
+        leased=not leases.isdisjoint(volumes),
+        secret=_secret(disk),
+    )
+
+
+def _secret(disk: ET.Element) -> str:
+    """Of the top layer.  libvirt shows it inside of <source>, and takes it beside, too."""
+    for where in ("./source/encryption/secret", "./encryption/secret"):
+        found = disk.find(where)
+        if found is not None:
+            return found.get("uuid", "")
+    return ""
+
+
+def _chain(disk: ET.Element) -> list[str]:
+    """Paths of <source>, then of each <backingStore> inside the other."""
+    found = []
+    layer: ET.Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is not None:
+            where = source.get("file") or source.get("dev") or source.get("name")
+            if where:
+                found.append(where)
+        layer = layer.find("backingStore")
+    return found
+
+
+def _transient(root: ET.Element) -> set[str]:
+    """Targets that the engine calls transient: <device devtype="disk" name="sda">, <shared>."""
+    devices = root.iterfind(f"./metadata/{{{METADATA}}}vm/{{{METADATA}}}device")
+    return {
+        device.get("name", "")
+        for device in devices
+        if device.findtext(f"{{{METADATA}}}shared") == "transient"
+    }
+
+
+def agent_channel(root: ET.Element) -> str | None:
+    """State of the guest agent's channel, "" when libvirt does not say; None without one."""
+    for target in root.iterfind("./devices/channel/target"):
+        if target.get("name") == "org.qemu.guest_agent.0":
+            return target.get("state", "")
+    return None

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything about running VMs that verbs use, put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vdsm_storage.base.clock import Clock
+from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.config import Config
+from vdsm_storage.errors import AgentError
+from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
+from vdsm_storage.host.libvirt_vms import LibvirtVms
+from vdsm_storage.images.workshop import Workshop
+from vdsm_storage.jobs.operation import Kind
+from vdsm_storage.jobs.runner import Runner
+from vdsm_storage.vms.freeze import Freezing, Guard, Limits
+from vdsm_storage.vms.frozen import FrozenVms
+from vdsm_storage.vms.merge import Merges
+from vdsm_storage.vms.registry import Registry
+from vdsm_storage.vms.snapshot import Snapshots, Tools
+from vdsm_storage.vms.snapshot_request import SnapshotRequest
+from vdsm_storage.vms.stats import Statistics
+
+log = logging.getLogger("vms")
+
+Publish = Callable[[str, Mapping[str, object]], None]
+
+SHOWN: Final = (Change.STARTED, Change.STOPPED, Change.PAUSED, Change.RESUMED)
+
+
+@dataclass(frozen=True)
+class VmBase:
+    """What lies below: agent.py builds it.  `publish(method, params)` sends an event."""
+
+    config: Config
+    clock: Clock
+    lanes: Lanes
+    libvirt: LibvirtVms
+    publish: Publish
+    runner: Runner
+
+
+class VmServices:
+    """Order in agent.py: build, then start libvirt, then `start`.
+
+    `shop` is what volumes are changed with; `prepare(domain, image, volume)` makes one usable on
+    this host and returns its path.
+    """
+
+    def __init__(
+        self,
+        base: VmBase,
+        shop: Workshop,
+        prepare: Callable[[str, str, str], str],
+    ) -> None:
+        config = base.config
+        self._publish = base.publish
+        self._vms = base.libvirt
+        self.registry = Registry(base.libvirt)
+        self.freezing = Freezing(
+            self.registry,
+            base.libvirt,
+            FrozenVms(os.path.join(config.paths.run, "frozen")),
+            Limits(config.vms.freeze_timeout, config.vms.freeze_limit),
+            base.clock,
+            self._thawed,
+        )
+        self._guard = Guard(self.freezing, base.lanes, base.clock)
+        tools = Tools(
+            base.libvirt, self.registry, self.freezing, shop.find_store, prepare, base.clock
+        )
+        self._snapshots = Snapshots(tools, config.vms, shop.locks)
+        self.merges = Merges(base.libvirt, self.registry, shop, base.runner, base.clock)
+        self._runner = base.runner
+        self.stats = Statistics(
+            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs
+        )
+        self.registry.watch(self._event, self._guard.hurry)
+
+    def kinds(self) -> Sequence[Kind]:
+        return (*self._snapshots.kinds(), *self.merges.kinds())
+
+    def start(self) -> None:
+        if self.registry.enabled:
+            self._guard.start()
+
+    def close(self) -> None:
+        self._guard.close()
+
+    # -- operations --------------------------------------------------------------------------
+
+    def snapshot(self, request: SnapshotRequest, job: str | None) -> None:
+        """Start a job under this id; without one, return at its end.
+
+        Raises NoSuchVM (1), VMIsDown (6), 59, JobExists (69).
+        """
+        self.registry.state(request.vm)
+        if job is None:
+            self._runner.run(request.as_request())
+        else:
+            self._runner.start_job(job, request.as_request())
+
+    # -- lists -------------------------------------------------------------------------------
+
+    def short_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """vmId, vmName and status of those that run; all, or those asked for.  Raises 59."""
+        return [
+            {"vmId": state.id, "vmName": state.name, "status": state.status}
+            for state in self.registry.running()
+            if not vms or state.id in vms
+        ]
+
+    def full_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """With their XML, and their disks on managed volumes.  Raises 59."""
+        found = []
+        for vm in self.short_list(vms):
+            xml = self._xml(vm["vmId"])
+            if xml is not None:
+                found.append({**vm, "xml": xml})
+        return found
+
+    def xmls(self, vms: Sequence[str] = ()) -> dict[str, str]:
+        """XML by VM, as it is now; one that ends meanwhile is left out.  Raises 59."""
+        found = {vm["vmId"]: self._xml(vm["vmId"]) for vm in self.short_list(vms)}
+        return {vm: xml for vm, xml in found.items() if xml is not None}
+
+    def _xml(self, vm: str) -> str | None:
+        try:
+            return self.registry.definition(vm, fresh=True).xml
+        except AgentError as error:
+            if error.code == 59:
+                raise
+            log.info("VM %s is left out: %s", vm, error)
+            return None
+
+    # -- what is told ------------------------------------------------------------------------
+
+    def _event(self, event: VmEvent) -> None:
+        self._guard.event(event)
+        if event.change in SHOWN:
+            self._publish(f"|virt|VM_status|{event.vm}", {event.vm: self._status(event)})
+
+    def _status(self, event: VmEvent) -> dict[str, Any]:
+        if event.change is Change.STOPPED:
+            return {"vmId": event.vm, "status": DOWN}
+        try:
+            state = self.registry.state(event.vm)
+            return {
+                "vmId": event.vm,
+                "status": state.status,
+                "hash": self.registry.definition(event.vm).hash,
+                "pauseCode": self.stats.pause_code(event.vm, state.state, state.reason),
+            }
+        except AgentError as error:  # it ended, or libvirt went away; both have events to come
+            log.info("State of VM %s: %s", event.vm, error)
+            return {"vmId": event.vm, "status": "Up" if event.change != Change.PAUSED else "Paused"}
+
+    def _thawed(self, vm: str, facts: dict[str, Any]) -> None:
+        self._publish(f"|virt|VM_thawed|{vm}", {vm: facts})
