@@ -117,6 +117,23 @@ class LibvirtVms:
 
         return self._on(vm, "disk errors of a VM", call)
 
+    # -- life --------------------------------------------------------------------------------
+
+    def suspend(self, vm: str) -> None:
+        """Stop its processors."""
+        self._on(vm, "pause a VM", lambda domain: domain.suspend())
+
+    def resume(self, vm: str) -> None:
+        self._on(vm, "continue a VM", lambda domain: domain.resume())
+
+    def reset(self, vm: str) -> None:
+        self._on(vm, "reset a VM", lambda domain: domain.reset(0))
+
+    def destroy(self, vm: str, *, gracefully: bool) -> None:
+        """End its QEMU; `gracefully` gives up when that does not flush and end in time."""
+        flags = libvirt.VIR_DOMAIN_DESTROY_GRACEFUL if gracefully else 0
+        self._on(vm, "end a VM", lambda domain: domain.destroyFlags(flags))
+
     # -- the guest's file systems ------------------------------------------------------------
 
     def freeze(self, vm: str, timeout: float) -> int:
