@@ -25,6 +25,7 @@ from vdsm_storage.host.libvirt_model import (
 
 # Seconds of libvirt's own synchronisation with an agent, before a command is sent.
 SYNC: Final = 5.0
+STATS: Final = 10.0  # seconds for all VMs: what hangs is left out
 MARGIN: Final = 3.0  # seconds in which libvirt must tell that a guest agent's time is over
 
 log = logging.getLogger("libvirt.vms")
@@ -105,7 +106,7 @@ class LibvirtVms:
                 found = connection.getAllDomainStats(_STATS, _STATS_FLAGS)
             return [BulkStats(each.UUIDString(), each.name(), values) for each, values in found]
 
-        return self._call("statistics of VMs", call)
+        return self._call("statistics of VMs", call, STATS)
 
     def disk_errors(self, vm: str) -> dict[str, str]:
         """Why disks have stopped, ENOSPC or EOTHER, by target; disks in order are left out."""
