@@ -22,6 +22,10 @@ ANSWER = 2.0  # seconds for its agent
 BOUND = 15.0  # seconds within which everything must have answered
 
 
+# The laboratory's image, whose kernel the guests have, may have to be made first.
+pytestmark = pytest.mark.timeout(1500)
+
+
 @pytest.fixture(scope="module")
 def lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
@@ -139,8 +143,10 @@ def test_state_changes_are_told(lab: VmLab, paused: Machine) -> None:
                                (paused.guest.domain.suspend, "Paused")):  # fmt: skip
             change()
             lab.wait(
-                lambda status=status: (name, status)
-                in [(m, p.get(paused.id, {}).get("status")) for m, p in host.events],
+                lambda status=status: (
+                    (name, status)
+                    in [(m, p.get(paused.id, {}).get("status")) for m, p in host.events]
+                ),
                 f"an event that tells {status}",
             )
     finally:

@@ -30,6 +30,10 @@ LIMIT = 6.0  # seconds that a guest may stay frozen
 PATIENCE = 60.0
 
 
+# The laboratory's image, whose kernel the guests have, may have to be made first.
+pytestmark = pytest.mark.timeout(1500)
+
+
 @pytest.fixture(scope="module")
 def lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]

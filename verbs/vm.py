@@ -72,9 +72,7 @@ def snapshot(
     try:
         memory = MemoryVolumes.parse(snapMemory) if snapMemory else None
     except ValueError as error:
-        raise InvalidParams(
-            method="VM.snapshot", parameter="snapMemory", reason=error
-        ) from error
+        raise InvalidParams(method="VM.snapshot", parameter="snapMemory", reason=error) from error
     try:
         drives = [
             NewLeaf(each["domainID"], each["imageID"], each["baseVolumeID"], each["volumeID"])
@@ -83,9 +81,7 @@ def snapshot(
     except KeyError as error:
         reason = "only disks on volumes of storage domains can be snapshotted"
         raise SnapshotFailed(vm=vmID, reason=reason) from error
-    request = SnapshotRequest(
-        vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0, memory
-    )
+    request = SnapshotRequest(vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0, memory)
     ctx.services.vms.snapshot(request, jobUUID)
 
 

@@ -148,9 +148,7 @@ class LibvirtVms:
         """Returns how many were thawed; none when the guest was not frozen any more."""
         return self._ask_agent(vm, "thaw", timeout, lambda domain: domain.fsThaw())
 
-    def _ask_agent(
-        self, vm: str, what: str, timeout: float, command: Callable[[Any], int]
-    ) -> int:
+    def _ask_agent(self, vm: str, what: str, timeout: float, command: Callable[[Any], int]) -> int:
         seconds = max(1, round(timeout + 0.5))
 
         def call(domain: Any) -> int:
@@ -289,9 +287,7 @@ class LibvirtVms:
     ) -> T:
         return self._call(name, lambda c: function(c.lookupByUUIDString(vm)), timeout)
 
-    def _call(
-        self, name: str, function: Callable[[Any], T], timeout: float | None = None
-    ) -> T:
+    def _call(self, name: str, function: Callable[[Any], T], timeout: float | None = None) -> T:
         try:
             return self._libvirt.call(name, function, timeout)
         except libvirt.libvirtError as error:
