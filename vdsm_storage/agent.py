@@ -178,7 +178,7 @@ class Agent:
         vms = LibvirtVms(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
         below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
-        return VmServices(below, shop, prepare)
+        return VmServices(below, shop, prepare, images.teardown)
 
     def _secret_registry(self) -> Registry:
         paths = self._config.paths
