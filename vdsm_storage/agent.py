@@ -26,8 +26,8 @@ from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.libvirt import Libvirt
+from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_events import EventLoop
-from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
@@ -61,6 +61,7 @@ from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.services import VmBase, VmServices
 
 log = logging.getLogger("agent")
@@ -125,10 +126,12 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
+        guard = Guard(find, locks, self._leases, timeout)
         vms = VmServices(
             VmBase(
-                config, clock, lanes, LibvirtVms(self._libvirt), self._broker.publish_event,
+                config, clock, lanes, LibvirtBlockJobs(self._libvirt), self._broker.publish_event,
                 locks, runner, find, lambda *names: images.prepare(*names)["path"],
+                MergeStorage(guard, qemu_img, extender.extend, timeout),
             )
         )  # fmt: skip
         facts = HostFacts(
@@ -141,7 +144,6 @@ class Agent:
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
         images = Images(volumes, os.path.join(config.paths.run, "storage"))
-        guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
         for part in (storage, volumes, data, external, leases, self._streams, vms):
             runner.add_kinds(part.kinds())

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import SnapshotFailed, ValueOutOfRange
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
+from vdsm_storage.vms.merge_request import MergeRequest
 from vdsm_storage.vms.snapshot import NewLeaf, SnapshotRequest
 
 VM = "vmID"
@@ -57,9 +59,24 @@ def snapshot(
     ctx.services.vms.snapshot(request, jobUUID)
 
 
+def merge(
+    ctx: Context,
+    vmID: str,
+    drive: Mapping[str, Any],
+    baseVolUUID: str,
+    topVolUUID: str,
+    bandwidth: int = 0,
+    jobUUID: str | None = None,
+) -> None:
+    names = (drive["domainID"], drive["imageID"], drive["volumeID"], baseVolUUID, topVolUUID)
+    request = MergeRequest(vmID, *names, int(bandwidth))
+    ctx.services.vms.merges.start(request, jobUUID or new_uuid())
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     "VM.getStats": Verb(getStats, lane=VM),
     "VM.freeze": Verb(freeze, lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
     "VM.snapshot": Verb(snapshot, lane=VM),
+    "VM.merge": Verb(merge, lane=VM),
 }

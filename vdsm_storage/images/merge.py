@@ -26,6 +26,7 @@ from vdsm_storage.errors import (
     VolumeNonWritable,
 )
 from vdsm_storage.host.qemu_img import QCOW2, QemuImg, Watch
+from vdsm_storage.host.qemu_img_output import Measure
 from vdsm_storage.images import chain, guard, layers, merged
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.bitmap_merge import BitmapMerge
@@ -158,8 +159,7 @@ class Merging:
         with guard.active(store, base.image, names, prepared=False):
             both = [layers.layer(store, base), layers.layer(store, sub.top)]
             needed = self._qemu_img.measure_layers(both, QCOW2)
-        wanted = needed.required + needed.bitmaps + (0 if sub.child else CHUNK)
-        wanted = min(wanted, round_up(needed.fully_allocated + needed.bitmaps, MIB))
+        wanted = room(needed, leaf=sub.child is None)
         if wanted > size:
             store.resize(base.image, base.volume, wanted, False, op.progress)
 
@@ -307,6 +307,12 @@ class Merging:
             if op.params["top"] in store.volumes(base.image):
                 self._finish(op, store)
         return True
+
+
+def room(needed: Measure, *, leaf: bool) -> int:
+    """Bytes for a qcow2 volume that shall hold what was measured; a leaf is written to later."""
+    wanted = needed.required + needed.bitmaps + (CHUNK if leaf else 0)
+    return min(wanted, round_up(needed.fully_allocated + needed.bitmaps, MIB))
 
 
 def _base(op: Operation) -> VolumeRef:

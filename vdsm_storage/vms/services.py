@@ -14,13 +14,15 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError
+from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
-from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
+from vdsm_storage.vms import merge
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
+from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import SnapshotRequest, Snapshots, Tools
 from vdsm_storage.vms.stats import Statistics
@@ -40,12 +42,13 @@ class VmBase:
     config: Config
     clock: Clock
     lanes: Lanes
-    libvirt: LibvirtVms
+    libvirt: LibvirtBlockJobs
     publish: Publish
     locks: Locks
     runner: Runner
     find_store: Callable[[str], Store]
     prepare: Callable[[str, str, str], str]
+    merging: MergeStorage
 
 
 class VmServices:
@@ -70,11 +73,18 @@ class VmServices:
         )
         self._snapshots = Snapshots(tools, config.vms, base.locks)
         self._runner = base.runner
-        self.stats = Statistics(base.libvirt, self.registry, base.clock, self.freezing.age)
+        self.merges = merge.Merges(
+            merge.Tools(
+                base.libvirt, self.registry, base.merging, base.runner, base.locks, base.clock
+            )
+        )
+        self.stats = Statistics(
+            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs_of
+        )
         self.registry.watch(self._event, self._guard.hurry)
 
     def kinds(self) -> Sequence[Kind]:
-        return self._snapshots.kinds()
+        return (*self._snapshots.kinds(), *self.merges.kinds())
 
     def start(self) -> None:
         if self.registry.enabled:

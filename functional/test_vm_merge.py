@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Live merges: every layer, through failures of everything that takes part.
+
+Most need no guest that boots: QEMU is paused, and writes for it by its monitor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import pytest
+
+from functional.processes import AgentProcess
+from functional.vm_lab import MIB, Machine, VmDisk, VmLab, vm_lab
+from functional.world import COW, RAW, SPARSE, new_id
+from vdsm_storage.rpc.client import RemoteError
+
+HMP = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+SIZE = 32 * MIB  # of a disk
+PIECE = 64 * 1024  # bytes that each layer writes at places of its own
+BULK = 8 * MIB  # where the many bytes are that make a merge last
+
+
+@pytest.fixture(scope="module")
+def lab(
+    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
+) -> Iterator[VmLab]:
+    with vm_lab(workdir, start_agent, make_server) as one:
+        yield one
+
+
+# -- disks and guests ------------------------------------------------------------------------
+
+
+def tower(lab: VmLab, height: int, base: int = COW, bulk: int = 0) -> VmDisk:
+    """A disk of `height` volumes.  Layer n wrote the byte n+1 at its own place (n+1) MiB, and over
+    what the layers below wrote at place 0; and `bulk` bytes at BULK."""
+    image = new_id()
+    disk = VmDisk(image, [lab.world.create(image, volFormat=base, size=str(SIZE))])
+    write(lab, disk, 0, bulk, "raw" if base == RAW else "qcow2")
+    for number in range(1, height):
+        disk.volumes.append(above(lab, disk))
+        write(lab, disk, number, bulk)
+    return disk
+
+
+def above(lab: VmLab, disk: VmDisk, size: int = SIZE) -> str:
+    return lab.world.create(
+        disk.image, volFormat=COW, preallocate=SPARSE, size=str(size), srcImgUUID=disk.image,
+        srcVolUUID=disk.leaf, sequence=len(disk.volumes) + 1,
+    )  # fmt: skip
+
+
+def write(lab: VmLab, disk: VmDisk, number: int, bulk: int = 0, fmt: str = "qcow2") -> None:
+    commands = [f"write -P {number + 1} {place} {PIECE}" for place in (0, (number + 1) * MIB)]
+    if bulk:
+        commands.append(f"write -P {number + 1} {BULK} {bulk}")
+    argv = ["qemu-io", "-f", fmt]
+    for command in commands:
+        argv += ["-c", command]
+    subprocess.run([*argv, lab.prepare(disk)], check=True, timeout=60, capture_output=True)
+
+
+def qemu_io(machine: Machine, command: str, disk: int = 0) -> None:
+    """By the guest's own disk."""
+    device = f"/machine/peripheral/virtio-disk{disk}/virtio-backend"
+    libvirt_qemu.qemuMonitorCommand(
+        machine.guest.domain, f'qemu-io -d {device} "{command}"', HMP
+    )
+
+
+def reads(machine: Machine, byte: int, place: int) -> bool:
+    """Whether the guest's disk has a piece of these bytes there."""
+    qemu_io(machine, "flush")
+    root = ET.fromstring(machine.guest.domain.XMLDesc())
+    disk = root.find("./devices/disk")
+    assert disk is not None
+    source, driver = disk.find("source"), disk.find("driver")
+    assert source is not None
+    assert driver is not None
+    path = source.get("file") or source.get("dev")
+    argv = ["qemu-io", "-U", "-r", "-f", driver.get("type", ""), "-c",
+            f"read -P {byte} {place} {PIECE}", path or ""]  # fmt: skip
+    done = subprocess.run(argv, check=False, timeout=60, capture_output=True, text=True)
+    assert f"read {PIECE}/" in done.stdout, done
+    return "Pattern verification failed" not in done.stdout
+
+
+def check_data(machine: Machine, layers: int) -> None:
+    """What a tower shows."""
+    assert reads(machine, layers, 0)
+    for number in range(layers):
+        assert reads(machine, number + 1, (number + 1) * MIB), f"layer {number}"
+
+
+# -- merging ---------------------------------------------------------------------------------
+
+
+def ask(lab: VmLab, machine: Machine, top: int, disk: int = 0, **more: Any) -> str:
+    """Volume number `top` into the one below it; returns the job."""
+    what = machine.disks[disk]
+    job = more.pop("job", new_id())
+    drive = {
+        "device": "disk", "poolID": lab.world.pool, "domainID": lab.world.main,
+        "imageID": what.image, "volumeID": what.leaf,
+    }  # fmt: skip
+    lab.call(
+        "VM.merge", vmID=machine.id, drive=drive, baseVolUUID=what.volumes[top - 1],
+        topVolUUID=what.volumes[top], jobUUID=job, bandwidth=str(more.pop("bandwidth", 0)), **more,
+    )  # fmt: skip
+    return job
+
+
+def jobs(lab: VmLab, machine: Machine) -> dict[str, Any]:
+    found = lab.stats(machine.id)["vmJobs"]
+    assert isinstance(found, dict)
+    return found
+
+
+def outcome(lab: VmLab, job: str) -> dict[str, Any]:
+    """As Host.getJobs has it when it has ended."""
+    found: dict[str, Any] = {}
+
+    def ended() -> bool:
+        found.update(lab.call("Host.getJobs", job_type="virt", job_ids=[job])[job])
+        return found["status"] in ("done", "failed", "aborted")
+
+    lab.wait(ended, "the job to end")
+    return found
+
+
+def chain(machine: Machine, disk: int = 0) -> list[str]:
+    """The volumes that the VM uses, base first, by libvirt."""
+    image = machine.disks[disk].image
+    xml = re.sub(r"<mirror.*?</mirror>", "", machine.guest.domain.XMLDesc(), flags=re.DOTALL)
+    return re.findall(rf"<source file='[^']*/{image}/([0-9a-f-]+)'", xml)[::-1]
+
+
+def check_chain(lab: VmLab, machine: Machine, expected: list[str], disk: int = 0) -> None:
+    """libvirt, the headers and the metadata agree on it."""
+    world, image = lab.world, machine.disks[disk].image
+    assert chain(machine, disk) == expected
+    where = lab.world.ids(image, expected[-1])
+    names = {"leafVolID": where.pop("volumeID"), **where}
+    assert lab.call("Image.reconcileVolumeChain", **names) == expected
+    for number, volume in enumerate(expected):
+        info = world.info(image, volume)
+        parent = expected[number - 1] if number else "00000000-0000-0000-0000-000000000000"
+        role = "LEAF" if volume == expected[-1] else "INTERNAL"
+        assert (info["parent"], info["voltype"]) == (parent, role)
+        assert info["legality"] == "LEGAL"
+
+
+def finish(lab: VmLab, machine: Machine, top: int, disk: int = 0) -> None:
+    """What an engine does when the job has gone; the disk has one volume less then."""
+    what = machine.disks[disk]
+    gone = what.volumes.pop(top)
+    check_chain(lab, machine, what.volumes, disk)
+    assert lab.world.info(what.image, gone)["legality"] == "ILLEGAL"
+    ids = lab.world.ids(what.image, gone)
+    ids["volumeList"] = [ids.pop("volumeID")]
+    assert lab.world.task("Image.deleteVolumes", **ids, postZero="false", force="false") == ""
+    check_chain(lab, machine, what.volumes, disk)
+
+
+def merge(lab: VmLab, machine: Machine, top: int) -> None:
+    """One that succeeds."""
+    job = ask(lab, machine, top)
+    lab.wait(lambda: not jobs(lab, machine), "the job to end")
+    assert outcome(lab, job)["status"] == "done", outcome(lab, job)
+    finish(lab, machine, top)
+
+
+@contextlib.contextmanager
+def guest(lab: VmLab, disk: VmDisk) -> Iterator[Machine]:
+    machine = lab.machine_of(f"m{new_id()[:8]}", [disk])
+    try:
+        yield machine
+    finally:
+        machine.guest.destroy()
+
+
+@contextlib.contextmanager
+def slow(lab: VmLab, height: int = 3) -> Iterator[Machine]:
+    """A guest whose merges last for some seconds, with `bandwidth=1`."""
+    with guest(lab, tower(lab, height, bulk=10 * MIB)) as machine:
+        yield machine
+
+
+# -- every layer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [RAW, COW])
+def test_all_layers(lab: VmLab, base: int) -> None:
+    """An inner one, the one above the base, and at last the guest's own."""
+    with guest(lab, tower(lab, 4, base)) as machine:
+        for top in (2, 1, 1):
+            merge(lab, machine, top)
+            check_data(machine, 4)
+        assert len(chain(machine)) == 1
+        qemu_io(machine, f"write -P 77 0 {PIECE}")
+        assert reads(machine, 77, 0)
+
+
+@pytest.mark.parametrize("base", [RAW, COW])
+def test_disk_that_was_extended_since(lab: VmLab, base: int) -> None:
+    """The base gets the capacity of the snapshot, whether it has a layer above or is the leaf."""
+    disk = tower(lab, 1, base)
+    for size in (SIZE + 2 * MIB, SIZE + 4 * MIB):
+        disk.volumes.append(above(lab, disk, size))
+    with guest(lab, disk) as machine:
+        merge(lab, machine, 1)
+        assert lab.world.info(disk.image, disk.volumes[0])["capacity"] == str(SIZE + 2 * MIB)
+        qemu_io(machine, f"write -P 9 {SIZE + 3 * MIB} {PIECE}")
+        merge(lab, machine, 1)
+        assert lab.world.info(disk.image, disk.leaf)["capacity"] == str(SIZE + 4 * MIB)
+        assert reads(machine, 9, SIZE + 3 * MIB)
+
+
+# -- what callers see ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_job_is_told_until_the_chain_is_right(lab: VmLab, top: int) -> None:
+    with slow(lab) as machine:
+        disk = machine.disks[0]
+        job = ask(lab, machine, top, bandwidth=1)
+        told = jobs(lab, machine)[job]
+        assert (told["jobType"], told["blockJobType"]) == ("block", "commit")
+        assert (told["imgUUID"], told["bandwidth"]) == (disk.image, 1)
+        lab.wait(lambda: int(jobs(lab, machine)[job]["cur"]) > 0, "progress")
+        assert int(jobs(lab, machine)[job]["end"]) > 0
+        assert lab.call("Host.getJobs", job_type="virt")[job]["status"] == "running"
+        assert lab.call("Host.getJobs", job_type="storage") == {}
+        assert job in {k for vm in lab.call("Host.getAllVmStats") for k in vm["vmJobs"]}
+        check_chain(lab, machine, disk.volumes)
+        while jobs(lab, machine):
+            assert chain(machine) == disk.volumes or top not in disk.volumes
+        assert disk.volumes[top] not in chain(machine)
+        assert outcome(lab, job)["progress"] == 100.0
+        finish(lab, machine, top)
+        check_data(machine, 3)
+
+
+def test_refusals(lab: VmLab) -> None:
+    with guest(lab, tower(lab, 3)) as machine:
+        disk = machine.disks[0]
+        base, mid, leaf = disk.volumes
+        drive = {"device": "disk", "poolID": lab.world.pool, "domainID": lab.world.main,
+                 "imageID": disk.image, "volumeID": leaf}  # fmt: skip
+
+        def fails(code: int, **changes: Any) -> str:
+            asked = {"vmID": machine.id, "drive": drive, "baseVolUUID": base, "topVolUUID": mid}
+            return lab.fails(code, "VM.merge", **{**asked, "jobUUID": new_id(), **changes})
+
+        fails(1, vmID=new_id())
+        fails(13, drive={**drive, "imageID": new_id()})
+        fails(13, drive={**drive, "volumeID": mid})
+        fails(52, topVolUUID=leaf)  # not right above base
+        fails(52, topVolUUID=base, baseVolUUID=mid)
+        fails(52, topVolUUID=new_id())
+        fails(52, baseVolUUID=base, topVolUUID=base)
+        lab.call("Volume.setLegality", **lab.world.ids(disk.image, base), legality="ILLEGAL")
+        assert "ILLEGAL" in fails(52)
+        lab.call("Volume.setLegality", **lab.world.ids(disk.image, base), legality="LEGAL")
+        assert jobs(lab, machine) == {}
+        check_chain(lab, machine, disk.volumes)
+    fails(6)
+
+
+def test_one_at_a_time_on_a_disk(lab: VmLab) -> None:
+    with slow(lab) as machine:
+        job = ask(lab, machine, 2, bandwidth=1)
+        with pytest.raises(RemoteError) as caught:
+            ask(lab, machine, 1)
+        assert caught.value.code == 52
+        with pytest.raises(RemoteError) as caught:
+            ask(lab, machine, 2, job=job)
+        assert caught.value.code == 69
+        lab.wait(lambda: not jobs(lab, machine), "the job to end")
+        finish(lab, machine, 2)
+
+
+def test_block_job_of_somebody_else(lab: VmLab) -> None:
+    with slow(lab) as machine:
+        domain = machine.guest.domain
+        domain.blockCommit("vda", None, None, 1, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+        job = ask(lab, machine, 1)
+        found = outcome(lab, job)
+        assert (found["status"], found["error"]["code"]) == ("failed", 52)
+        assert domain.blockJobInfo("vda") is not None  # it is left alone
+        domain.blockJobAbort("vda")
+        merge(lab, machine, 1)
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_abort(lab: VmLab, top: int) -> None:
+    with slow(lab) as machine:
+        job = ask(lab, machine, top, bandwidth=1)
+        lab.wait(lambda: int(jobs(lab, machine)[job]["cur"]) > 0, "the job to begin")
+        lab.call("Task.stop", taskID=job)
+        assert outcome(lab, job)["status"] == "aborted"
+        assert jobs(lab, machine) == {}
+        assert not machine.guest.domain.blockJobInfo("vda")
+        check_chain(lab, machine, machine.disks[0].volumes)
+        check_data(machine, 3)
+        merge(lab, machine, top)
+        check_data(machine, 3)

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VM.merge: a volume of a running VM's disk becomes part of the volume below it.
+
+QEMU does the work, and goes on with it whatever becomes of this agent.  The job here follows it:
+
+    base gets room -> libvirt's block job -> (guest's own layer: marked, pivot) -> metadata
+
+What is the case is read from libvirt's XML and its block job each time, so that an agent that was
+restarted goes on where the old one ended, and a libvirtd that was restarted is only waited for.
+A merge that fails or is aborted leaves the chain as it was; what it wrote into base is hidden by
+the layer above.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from vdsm_storage.base.clock import Clock, Deadline
+from vdsm_storage.base.locks import Lock, Locks
+from vdsm_storage.errors import (
+    AgentError,
+    ImageFileNotFound,
+    LibvirtTimeout,
+    LibvirtUnavailable,
+    NoSuchVM,
+    UnsupportedDriveType,
+    VMIsDown,
+)
+from vdsm_storage.host.libvirt_blockjobs import BlockJob, Commit, LibvirtBlockJobs
+from vdsm_storage.host.libvirt_model import VmError, Why
+from vdsm_storage.jobs import journal as j
+from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.runner import Runner
+from vdsm_storage.vms import merge_request, metadata
+from vdsm_storage.vms.drives import METADATA, Drive
+from vdsm_storage.vms.merge_request import KIND, MergeRequest, Standing
+from vdsm_storage.vms.merge_storage import MergeStorage
+from vdsm_storage.vms.registry import Registry
+
+TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
+ANSWER: Final = 60.0  # seconds for libvirt to start a merge, or to pivot
+STARTS: Final = 3  # attempts to start when libvirt went away meanwhile
+LOOK: Final = (0.2, 2.0)  # seconds between two looks at a job, at first and at last
+AGAIN: Final = (1.0, 30.0)  # seconds until a pivot that failed is tried again
+STOP: Final = 120.0  # seconds for an aborted job to end
+
+log = logging.getLogger("vms.merge")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a merge works with."""
+
+    jobs: LibvirtBlockJobs
+    registry: Registry
+    storage: MergeStorage
+    runner: Runner
+    locks: Locks
+    clock: Clock
+
+
+class Merges:
+    """The kind vm.merge, and its jobs as statistics show them."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._lock = threading.Lock()
+        self._seen: dict[str, BlockJob] = {}  # by operation, what was last seen
+
+    def kinds(self) -> tuple[Kind, ...]:
+        steps = ("checked", "extended", "started", "copied", "marked", "pivoted", "synchronised")
+        return (Kind(KIND, steps, self._run, self._recover, resume=self._run),)
+
+    # -- what callers ask --------------------------------------------------------------------
+
+    def start(self, asked: MergeRequest, job: str) -> None:
+        """Start a job under this id, after a look at whether it can be done.
+
+        Raises NoSuchVM (1), VMIsDown (6), ImageFileNotFound (13), UnsupportedDriveType (36),
+        MergeFailed (52), JobExists (69), 59.
+        """
+        self._check(asked)
+        for other in self._at_work(asked.vm):
+            params = other.entry.params
+            if other.entry.id != job and params["image"] == asked.image:
+                raise asked.failed(f"job {other.entry.id} merges volumes of the same disk")
+        self._tools.runner.start_job(job, asked.as_request())
+
+    def jobs_of(self, vm: str) -> dict[str, dict[str, Any]]:
+        """{job: facts} of merges that have not ended; one whose metadata could not be written
+        yet has not."""
+        found = {}
+        for running in self._at_work(vm):
+            with self._lock:
+                seen = self._seen.get(running.entry.id)
+            bandwidth = seen.bandwidth if seen else running.entry.params["bandwidth"]
+            found[running.entry.id] = {
+                "id": running.entry.id,
+                "jobType": "block",
+                "blockJobType": "commit",
+                "cur": str(seen.cur if seen else 0),
+                "end": str(seen.end if seen else 0),
+                "bandwidth": bandwidth,
+                "imgUUID": running.entry.params["image"],
+            }
+        return found
+
+    def _at_work(self, vm: str) -> list[Any]:
+        return [
+            running
+            for running in self._tools.runner.all(j.JOB)
+            if running.entry.kind == KIND
+            and running.entry.params["vm"] == vm
+            and (running.interrupted or not running.done.is_set())
+        ]
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def _drive(self, asked: MergeRequest) -> Drive | None:
+        """The disk of the VM that uses the image, as it is now.  Raises 1, 6, 59."""
+        registry = self._tools.registry
+        registry.state(asked.vm)
+        for drive in registry.definition(asked.vm, fresh=True).drives:
+            volume = drive.volume
+            if volume is not None and (volume.domain, volume.image) == (asked.domain, asked.image):
+                return drive
+        return None
+
+    def _check(self, asked: MergeRequest) -> Drive:
+        """Raises what start() does."""
+        drive = self._drive(asked)
+        if drive is None or not drive.is_volume(asked.domain, asked.image, asked.leaf):
+            raise ImageFileNotFound(vm=asked.vm, image=asked.image, volume=asked.leaf)
+        if drive.kind not in ("file", "block"):
+            raise UnsupportedDriveType(vm=asked.vm, drive=drive.name, kind=drive.kind)
+        if drive.transient or drive.readonly or drive.shared:
+            raise asked.failed(f"disk {drive.name} is transient, shared or read-only")
+        volumes = merge_request.volumes_of(drive)
+        if asked.top not in volumes and asked.base in volumes:
+            return drive  # it was merged before; its metadata are seen to
+        if volumes[volumes.index(asked.top) + 1 :][:1] != [asked.base] or asked.top == asked.base:
+            raise asked.failed(f"the VM has the chain {', '.join(reversed(volumes))}")
+        self._tools.storage.check(asked)
+        return drive
+
+    def _standing(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """As the VM has it now; None when the VM has ended.  Waits for a libvirt that is away."""
+        return self._patiently(op, lambda: self._look(op, asked))
+
+    def _look(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """The same without patience.  The job is looked at first: one that has ended has changed
+        the XML.  Raises 52, 59."""
+        jobs, registry = self._tools.jobs, self._tools.registry
+        try:
+            job = jobs.job(asked.vm, op.facts["disk"])
+            busy = jobs.busy(asked.vm)
+            drive = self._drive(asked)
+            xml = registry.definition(asked.vm).xml
+        except (NoSuchVM, VMIsDown):
+            return None
+        except VmError as error:
+            if error.why in (Why.NO_VM, Why.NOT_RUNNING):
+                return None
+            raise registry.gone(asked.vm, error) from error
+        if drive is None:
+            raise asked.failed("the VM has no such disk any more")
+        if job is not None:
+            with self._lock:
+                self._seen[op.id] = job
+        mirror = merge_request.mirror_state(xml, drive.name)
+        return Standing(merge_request.volumes_of(drive), job, mirror, busy)
+
+    def _patiently(self, op: Operation, look: Callable[[], T]) -> T:
+        """Again and again while libvirt cannot be asked."""
+        pause = LOOK[0]
+        while True:
+            try:
+                return look()
+            except (LibvirtUnavailable, LibvirtTimeout) as error:
+                log.info("Merge %s waits: %s", op.id, error)
+            op.check()
+            self._tools.clock.wait(op.cancel.event, pause)
+            op.check()
+            pause = min(2 * pause, LOOK[1])
+
+    # -- forward -----------------------------------------------------------------------------
+
+    def _run(self, op: Operation) -> None:
+        """From the beginning, or from wherever it is."""
+        asked = MergeRequest.from_params(op.params)
+        storage = self._tools.storage
+        try:
+            with storage.held(asked, op.cancel):
+                if "disk" not in op.facts:
+                    self._begin(op, asked)
+                op.step("checked")
+                if self._merge(op, asked):
+                    op.record(pivoted=True)
+                    op.step("pivoted", abortable=False)
+                self._synchronise(op, asked)
+                op.step("synchronised", abortable=False)
+        finally:
+            with self._lock:
+                self._seen.pop(op.id, None)
+
+    def _begin(self, op: Operation, asked: MergeRequest) -> None:
+        drive = self._patiently(op, lambda: self._check(asked))
+        if self._patiently(op, lambda: self._tools.jobs.job(asked.vm, drive.name)) is not None:
+            raise asked.failed(f"somebody else's block job is at work on disk {drive.name}")
+        volumes = merge_request.volumes_of(drive)
+        merged = asked.top not in volumes
+        place = volumes.index(asked.base) - (1 if merged else 2)
+        op.record(disk=drive.name, child=volumes[place] if place >= 0 else None)
+
+    def _merge(self, op: Operation, asked: MergeRequest) -> bool:
+        """Until the VM uses base without top.  Returns whether the guest was pivoted to it."""
+        active = op.facts["child"] is None
+        now = self._standing(op, asked)
+        if now is not None and now.job is None and not now.has_merged(asked):
+            self._start(op, asked)
+        while True:
+            now = self._follow(op, asked)
+            if now is None:
+                self._ended(op, asked)
+                return active
+            op.step("copied")
+            if now.has_merged(asked):
+                return active
+            if self._pivot(op, asked):
+                return True
+
+    def _start(self, op: Operation, asked: MergeRequest) -> None:
+        """The room, then the block job."""
+        tools = self._tools
+        tools.storage.unmark(asked)  # an attempt before a restart may have marked it
+        tools.storage.extend(asked)
+        op.step("extended")
+        for _ in range(STARTS):
+            with tools.locks.held([Lock("vm_disks", asked.vm)], TURN):
+                drive = self._patiently(op, lambda: self._check(asked))
+                started = self._start_job(asked, drive)
+            now = self._standing(op, asked)
+            if started or now is None or now.job is not None or now.has_merged(asked):
+                op.step("started")
+                return
+        raise asked.failed("libvirt went away whenever it was asked to start")
+
+    def _start_job(self, asked: MergeRequest, drive: Drive) -> bool:
+        """False when it is not known whether it started."""
+        paths = dict(zip(merge_request.volumes_of(drive), drive.chain, strict=False))
+        if asked.top not in paths:
+            return True
+        what = Commit(
+            drive.name, paths[asked.base], paths[asked.top], asked.active, asked.bandwidth
+        )
+        try:
+            self._tools.jobs.commit(asked.vm, what, ANSWER)
+        except VmError as error:
+            raise asked.failed(error.text) from error
+        except (LibvirtTimeout, LibvirtUnavailable) as error:
+            log.warning("Not known yet whether merge of %s started: %s", asked.top, error)
+            return False
+        return True
+
+    def _follow(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """Until it is merged, or can pivot; None when the VM has ended.
+
+        Raises MergeFailed (52) when the block job ended too early.
+        """
+        pause = LOOK[0]
+        while True:
+            now = self._standing(op, asked)
+            if now is None or now.has_merged(asked) or now.mirror == "yes":
+                return now
+            if now.job is None:
+                raise asked.failed(
+                    "the block job ended early: no space was left, or the storage failed; the"
+                    " chain is as it was, merge again when the storage is in order"
+                )
+            if now.job.end > 0:
+                op.progress(0.95 * now.job.cur / now.job.end)
+            op.check()
+            self._tools.clock.wait(op.cancel.event, pause)
+            op.check()
+            pause = min(1.3 * pause, LOOK[1])
+
+    def _pivot(self, op: Operation, asked: MergeRequest) -> bool:
+        """Let the guest leave its layer.  False when the block job is in another state now."""
+        pause = AGAIN[0]
+        storage, clock = self._tools.storage, self._tools.clock
+        while True:
+            with self._tools.locks.held([Lock("vm_disks", asked.vm)], TURN):
+                storage.mark(asked)
+                op.step("marked", abortable=False)
+                failure = self._ask_to_pivot(op, asked)
+                now = self._settled(op, asked)
+                if now is None:
+                    self._ended(op, asked)
+                    return True
+                if now.has_merged(asked):
+                    return True
+                storage.unmark(asked)
+            if now.mirror != "yes":
+                return False
+            log.warning("The pivot to %s is tried again: %s", asked.base, failure)
+            op.check()
+            clock.wait(op.cancel.event, pause)
+            op.check()
+            pause = min(2 * pause, AGAIN[1])
+
+    def _ask_to_pivot(self, op: Operation, asked: MergeRequest) -> str:
+        """What went wrong, as far as it was told."""
+        try:
+            self._tools.jobs.pivot(asked.vm, op.facts["disk"], ANSWER)
+        except VmError as error:
+            return error.text
+        except (LibvirtTimeout, LibvirtUnavailable) as error:
+            return str(error)
+        return ""
+
+    def _settled(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """As it stands when libvirt is not at work on it any more: nobody may unmark a leaf that
+        the guest might leave yet."""
+        while (now := self._standing(op, asked)) is not None and now.is_settling:
+            self._tools.clock.wait(threading.Event(), LOOK[0])
+        return now
+
+    def _ended(self, op: Operation, asked: MergeRequest) -> None:
+        """The VM is gone: what the volumes say.  Raises MergeFailed (52) if it was not merged."""
+        if not self._tools.storage.has_merged(asked, op.facts["child"]):
+            raise asked.failed("the VM has ended meanwhile; the chain is as it was")
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _synchronise(self, op: Operation, asked: MergeRequest) -> None:
+        """The metadata of the volumes, and what engines keep in the VM's own."""
+        self._tools.storage.synchronise(asked, op.facts["child"])
+        self._tools.registry.changed(asked.vm)
+        if op.facts["child"] is not None:
+            return
+        try:
+            xml = self._tools.registry.definition(asked.vm).xml
+            changed = metadata.with_volumes(xml, {op.facts["disk"]: asked.base})
+            if changed is not None:
+                self._tools.jobs.set_metadata(asked.vm, changed, metadata.PREFIX, METADATA)
+        except (VmError, AgentError) as error:  # the disks themselves tell the truth
+            log.warning("VM %s: its metadata still names old volumes: %s", asked.vm, error)
+        self._tools.registry.changed(asked.vm)
+
+    def _recover(self, op: Operation) -> bool:
+        """After a failure or an abort: no block job, and the chain as it was, unless it is merged
+        by now."""
+        asked = MergeRequest.from_params(op.params)
+        if "disk" not in op.facts:
+            return False
+        with self._tools.storage.held(asked):
+            now = self._stopped(op, asked)
+            if now is None:
+                child = op.facts["child"]
+                merged = op.facts.get("pivoted") or self._tools.storage.has_merged(asked, child)
+            else:
+                merged = now.has_merged(asked)
+            if merged:
+                self._synchronise(op, asked)
+            elif op.facts["child"] is None:
+                self._tools.storage.unmark(asked)
+        return bool(merged)
+
+    def _stopped(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """As it stands without a block job.  Raises 52 if that does not end, 59."""
+        end, never = Deadline(self._tools.clock, STOP), threading.Event()
+        while not end.passed():
+            now = self._look(op, asked)
+            if now is None or (now.job is None and not now.is_settling):
+                return now
+            if not now.is_settling and not now.has_merged(asked):
+                try:
+                    self._tools.jobs.abort(asked.vm, op.facts["disk"])
+                except VmError as error:  # it may have ended just now
+                    log.info("Merge %s: %s", op.id, error)
+            self._tools.clock.wait(never, LOOK[0])
+        raise asked.failed("its block job does not end")

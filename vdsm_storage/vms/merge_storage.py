@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The storage's side of a live merge: room in the base, and metadata that tell the truth.
+
+A leaf that the guest leaves is marked ILLEGAL before it does: a host that dies then leaves no
+volume behind that looks like the guest's last state and is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.errors import AgentError, CommandError, ImageIsNotLegalChain
+from vdsm_storage.host.qemu_img import QCOW2, QemuImg
+from vdsm_storage.images import chain, guard, layers, merge
+from vdsm_storage.images import metadata as md
+from vdsm_storage.images.chain import Member, Subchain
+from vdsm_storage.images.guard import Guard
+from vdsm_storage.images.store import Store
+from vdsm_storage.vms.merge_request import MergeRequest
+
+EXTEND: Final = 60.0  # seconds for a volume to get more storage
+
+log = logging.getLogger("vms.merge")
+
+# extend(domain, volume, size, timeout in seconds) -> the bytes that a volume on LUNs has then
+Extend = Callable[[str, str, int, float], int]
+
+
+@dataclass(frozen=True)
+class MergeStorage:
+    """`lock_timeout` is seconds for the domain's lock."""
+
+    guard: Guard
+    qemu_img: QemuImg
+    extend_block: Extend
+    lock_timeout: float
+
+    @contextlib.contextmanager
+    def held(self, asked: MergeRequest, cancel: Cancel | None = None) -> Iterator[None]:
+        """The image against whoever would change its chain, for as long as the merge lasts.
+
+        Shared: it can be prepared and read meanwhile.
+        """
+        with self.guard.reading(asked.target, cancel):
+            yield
+
+    # -- before ------------------------------------------------------------------------------
+
+    def check(self, asked: MergeRequest) -> Subchain:
+        """Whether the metadata allow it.  Raises MergeFailed (52), 207, 358, 757."""
+        store = self.guard.store(asked.domain)
+        try:
+            sub = chain.subchain(store, asked.image, asked.base, asked.top)
+        except AgentError as error:
+            raise asked.failed(error) from error
+        for member in (sub.base, sub.top):
+            if member.is_shared:
+                raise asked.failed(f"volume {member.volume} is a template (SHARED)")
+        if not sub.base.metadata.is_legal:
+            raise asked.failed(f"volume {asked.base} is {sub.base.metadata.legality}")
+        for other in chain.children(store, asked.image, asked.base):
+            # One that was merged before and waits for its deletion may be there.
+            if other.volume != asked.top and other.metadata.is_legal:
+                raise asked.failed(f"volume {other.volume} is based on {asked.base}, too")
+        return sub
+
+    def extend(self, asked: MergeRequest) -> None:
+        """Room in the base for what comes from top: as much as is measured, and for a guest's
+        own layer what it may write meanwhile.  Raises 52, 504, 206."""
+        store = self.guard.store(asked.domain)
+        if not store.is_block:
+            return  # a file grows when it is written, and QEMU makes it as long as top
+        sub = self.check(asked)
+        size = store.sizes(asked.image, asked.base).apparent
+        wanted = self._wanted(store, sub)
+        if wanted > size:
+            log.info("Volume %s gets %d bytes for a merge, it has %d", asked.base, wanted, size)
+            self.extend_block(asked.domain, asked.base, wanted, EXTEND)
+
+    def _wanted(self, store: Store, sub: Subchain) -> int:
+        if not sub.base.is_cow:
+            return max(sub.base.metadata.capacity, sub.top.metadata.capacity)
+        names = [member.volume for member in (*sub.below, sub.base, sub.top)]
+        with guard.active(store, sub.base.image, names, prepared=False):
+            both = [layers.layer(store, member) for member in (sub.base, sub.top)]
+            needed = self.qemu_img.measure_layers(both, QCOW2)
+        return merge.room(needed, leaf=sub.child is None)
+
+    # -- marks and metadata ------------------------------------------------------------------
+
+    def mark(self, asked: MergeRequest) -> None:
+        """The leaf is about to be left by the guest."""
+        self._set_legality(asked, md.ILLEGAL)
+
+    def unmark(self, asked: MergeRequest) -> None:
+        """The guest stays on its leaf; nothing happens when it was not marked."""
+        self._set_legality(asked, md.LEGAL)
+
+    def is_marked(self, asked: MergeRequest) -> bool:
+        store = self.guard.store(asked.domain)
+        return not store.load(asked.image, asked.top).is_legal
+
+    def _set_legality(self, asked: MergeRequest, legality: str) -> None:
+        store = self.guard.store(asked.domain)
+        metadata = store.load(asked.image, asked.top)
+        if metadata.legality != legality:
+            store.save(asked.image, asked.top, metadata.with_(legality=legality))
+
+    def synchronise(self, asked: MergeRequest, child: str | None) -> None:
+        """Let the metadata say what the guest uses: base without top.  Can be repeated.
+
+        Raises 654, 208, 851.
+        """
+        store, image = self.guard.store(asked.domain), asked.image
+        with store.lock.held(self.lock_timeout):
+            base = store.load(image, asked.base)
+            if child is not None:
+                above = store.load(image, child)
+                if above.parent == asked.top:
+                    store.save(image, child, above.with_(parent=asked.base))
+            capacity = base.capacity
+            if asked.top in store.volumes(image):
+                top = store.load(image, asked.top)
+                capacity = max(capacity, top.capacity)
+                if top.is_legal:
+                    store.save(image, asked.top, top.with_(legality=md.ILLEGAL))
+            voltype = base.voltype if child is not None else md.LEAF
+            now = base.with_(voltype=voltype, capacity=capacity)
+            if now != base:
+                store.save(image, asked.base, now)
+        store.release(image, [asked.top])
+
+    # -- when there is no VM to ask ----------------------------------------------------------
+
+    def has_merged(self, asked: MergeRequest, child: str | None) -> bool:
+        """What the volumes say of a merge whose VM is gone.
+
+        A child's header is changed when all is in base.  A guest's own layer has been left only
+        if it was marked, and surely if base shows the same bytes without it; if it does not, the
+        layer is what the guest wrote to.  Raises 262.
+        """
+        store = self.guard.store(asked.domain)
+        if child is not None:
+            metadata = store.load(asked.image, child)
+            with guard.active(store, asked.image, [child], prepared=False):
+                member = Member(asked.image, child, metadata)
+                info = layers.look(store, self.qemu_img, member)
+            path = store.path(asked.image, child)
+            return layers.names_parent(info.backing, path, asked.base)
+        return self.is_marked(asked) and self._are_equal(store, asked)
+
+    def _are_equal(self, store: Store, asked: MergeRequest) -> bool:
+        members = chain.walk(store, asked.image, asked.top)
+        names = [member.volume for member in members]
+        with guard.active(store, asked.image, names, prepared=False):
+            try:
+                layers.check_header(store, self.qemu_img, members[-1])
+                top, base = (layers.layer(store, member) for member in members[:-3:-1])
+                return self.qemu_img.compare(top, base)
+            except (CommandError, ImageIsNotLegalChain) as error:
+                log.warning("Volume %s cannot be compared with its base: %s", asked.top, error)
+                return False
