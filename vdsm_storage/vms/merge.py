@@ -13,6 +13,7 @@ the layer above.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable
@@ -143,8 +144,9 @@ class Merges:
             raise asked.failed(f"disk {drive.name} is transient, shared or read-only")
         volumes = merge_request.volumes_of(drive)
         if asked.top not in volumes and asked.base in volumes:
-            return drive  # it was merged before; its metadata are seen to
-        if volumes[volumes.index(asked.top) + 1 :][:1] != [asked.base] or asked.top == asked.base:
+            self._tools.storage.check_merged(asked)
+            return drive  # its metadata are seen to
+        if (asked.top, asked.base) not in itertools.pairwise(volumes):
             raise asked.failed(f"the VM has the chain {', '.join(reversed(volumes))}")
         self._tools.storage.check(asked)
         return drive

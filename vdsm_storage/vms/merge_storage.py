@@ -69,6 +69,16 @@ class MergeStorage:
                 raise asked.failed(f"volume {other.volume} is based on {asked.base}, too")
         return sub
 
+    def check_merged(self, asked: MergeRequest) -> None:
+        """Whether top may be what was merged into base before.  Raises MergeFailed (52), 358."""
+        store = self.guard.store(asked.domain)
+        try:
+            metadata = store.load(asked.image, asked.top)
+        except AgentError as error:
+            raise asked.failed(error) from error
+        if metadata.parent != asked.base:
+            raise asked.failed(f"the VM does not use volume {asked.top}")
+
     def extend(self, asked: MergeRequest) -> None:
         """Room in the base for what comes from top: as much as is measured, and for a guest's
         own layer what it may write meanwhile.  Raises 52, 504, 206."""
