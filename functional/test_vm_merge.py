@@ -7,6 +7,7 @@ Most need no guest that boots: QEMU is paused, and writes for it by its monitor.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -365,15 +366,33 @@ def test_libvirtd_is_killed(lab: VmLab, top: int, step: str) -> None:
         assert process is not None
         lab.wait(lambda: state_of(process.pid) == "T", "the agent to stop")
         lab.libvirtd.kill_daemon()
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.5)
-        lab.libvirtd.start_daemon()
-        lab.guests.reconnect()
-        asking.join()
-        lab.wait_libvirt()
-        assert outcome(lab, job)["status"] == "done", outcome(lab, job)
+        with continued(process.pid):
+            time.sleep(0.5)
+            lab.libvirtd.start_daemon()
+            lab.guests.reconnect()
+            asking.join()
+            lab.wait_libvirt()
+            assert outcome(lab, job)["status"] == "done", outcome(lab, job)
         finish(lab, machine, top)
         check_data(machine, 3)
+
+
+@contextlib.contextmanager
+def continued(pid: int) -> Iterator[None]:
+    """It goes on whenever it is stopped: a pivot that is tried again comes to its step again."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(0.1):
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def state_of(pid: int) -> str:
