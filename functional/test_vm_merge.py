@@ -7,6 +7,7 @@ Most need no guest that boots: QEMU is paused, and writes for it by its monitor.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -486,3 +487,82 @@ def test_guest_wrote_before_a_pivot_that_never_was(lab: VmLab) -> None:
     with guest(lab, disk) as machine:
         check_chain(lab, machine, disk.volumes)
         assert reads(machine, 5, 0)
+
+
+# -- bitmaps ---------------------------------------------------------------------------------
+
+
+def bitmaps(lab: VmLab, disk: VmDisk, volume: str) -> dict[str, set[str]]:
+    """Their flags by name, as the file has them; QEMU writes them when it closes it."""
+    path = path_of(lab, disk, volume)
+    text = subprocess.check_output(
+        ["qemu-img", "info", "-U", "--output=json", path], timeout=60, text=True
+    )
+    data = json.loads(text)["format-specific"]["data"]
+    return {each["name"]: set(each["flags"]) for each in data.get("bitmaps", [])}
+
+
+def path_of(lab: VmLab, disk: VmDisk, volume: str) -> str:
+    domain = lab.world.places[lab.world.main].spec
+    return f"{domain}/{lab.world.main}/images/{disk.image}/{volume}"
+
+
+def bitmap(lab: VmLab, disk: VmDisk, how: str, name: str) -> None:
+    argv = ["qemu-img", "bitmap", "-f", "qcow2", how, path_of(lab, disk, disk.leaf), name]
+    subprocess.run(argv, check=True, timeout=60, capture_output=True)
+
+
+def dirty(lab: VmLab, disk: VmDisk, name: str) -> list[tuple[int, int]]:
+    """Ranges that a bitmap of the leaf has, by QEMU's NBD server."""
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("top", [INNER, ACTIVE])
+def test_bitmaps_are_kept(lab: VmLab, top: int) -> None:
+    disk = tower(lab, 1)
+    bitmap(lab, disk, "--add", "old")
+    write(lab, disk, 0)
+    for number in (1, 2):
+        disk.volumes.append(above(lab, disk))
+        bitmap(lab, disk, "--add", "old")  # as a new leaf gets those of its parent
+        if number == top:
+            bitmap(lab, disk, "--add", "new")
+        write(lab, disk, number)
+    with guest(lab, disk) as machine:
+        base = disk.volumes[top - 1]
+        merge(lab, machine, top)
+    found = bitmaps(lab, disk, base)
+    print(found)
+    assert set(found) == {"old", "new"}
+    assert found["old"] == found["new"] == {"auto"}
+
+
+def broken(lab: VmLab, disk: VmDisk, name: str) -> None:
+    """A bitmap that was in use when its QEMU died."""
+    bitmap(lab, disk, "--add", name)
+    with guest(lab, disk) as machine:
+        qemu_io(machine, "flush")
+        os.kill(lab.libvirtd.qemu(machine.guest.plan.name), signal.SIGKILL)
+        lab.wait(lambda: machine.id not in lab.call("Host.getVMList", onlyUUID=True), "its end")
+    assert "in-use" in bitmaps(lab, disk, disk.leaf)[name]
+
+
+@pytest.mark.parametrize("where", ["base", "top", "both"])
+@pytest.mark.parametrize("top", [INNER, ACTIVE])
+def test_broken_bitmaps_do_no_harm(lab: VmLab, top: int, where: str) -> None:
+    disk = tower(lab, 1)
+    for number in (0, 1, 2):
+        if number:
+            disk.volumes.append(above(lab, disk))
+        write(lab, disk, number)
+        if number == top - 1 and where in ("base", "both"):
+            broken(lab, disk, "old")
+        elif number == top - 1 or (number == top and where == "base"):
+            bitmap(lab, disk, "--add", "old")
+        elif number == top:
+            broken(lab, disk, "old")
+    with guest(lab, disk) as machine:
+        base = disk.volumes[top - 1]
+        merge(lab, machine, top)
+        check_data(machine, 3)
+    print(top, where, bitmaps(lab, disk, base))

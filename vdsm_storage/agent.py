@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vdsm_storage.base import files
@@ -35,6 +35,7 @@ from vdsm_storage.images.copy_external import ExternalCopying
 from vdsm_storage.images.data import Data
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
+from vdsm_storage.images.store import Store
 from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.jobs.hostjobs import Jobs
@@ -126,24 +127,19 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
+        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
+        images = Images(volumes, os.path.join(config.paths.run, "storage"))
         guard = Guard(find, locks, self._leases, timeout)
-        vms = VmServices(
-            VmBase(
-                config, clock, lanes, LibvirtBlockJobs(self._libvirt), self._broker.publish_event,
-                locks, runner, find, lambda *names: images.prepare(*names)["path"],
-                MergeStorage(guard, qemu_img, extender.extend, timeout),
-            )
-        )  # fmt: skip
+        merging = MergeStorage(guard, qemu_img, extender.extend, timeout)
+        vms = self._vm_services(locks, find, images, merging)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health, vms.registry.counts,
         )  # fmt: skip
-        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
-        images = Images(volumes, os.path.join(config.paths.run, "storage"))
         external = ExternalCopying(guard, qemu_img, leases)
         for part in (storage, volumes, data, external, leases, self._streams, vms):
             runner.add_kinds(part.kinds())
@@ -161,6 +157,17 @@ class Agent:
             jobs=Jobs(runner, clock, config.storage.job_keep),
             vms=vms,
         )
+
+    def _vm_services(
+        self, locks: Locks, find: Callable[[str], Store], images: Images, merging: MergeStorage
+    ) -> VmServices:
+        def prepare(domain: str, image: str, volume: str) -> str:
+            return images.prepare(domain, image, volume)["path"]
+
+        vms = LibvirtBlockJobs(self._libvirt)
+        publish, runner = self._broker.publish_event, self._runner
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, locks, runner)
+        return VmServices(below, find, prepare, merging)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
