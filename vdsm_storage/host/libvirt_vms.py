@@ -70,7 +70,14 @@ class LibvirtVms:
         """All VMs that libvirt knows, those that do not run included."""
 
         def call(connection: Any) -> list[VmState]:
-            return [_state(domain) for domain in connection.listAllDomains(0)]
+            found = []
+            for domain in connection.listAllDomains(0):
+                try:
+                    found.append(_state(domain))
+                except libvirt.libvirtError as error:  # it may have ended since it was listed
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                        raise
+            return found
 
         return self._call("list VMs", call)
 

@@ -148,7 +148,7 @@ class Merges:
             return drive  # its metadata are seen to
         if (asked.top, asked.base) not in itertools.pairwise(volumes):
             raise asked.failed(f"the VM has the chain {', '.join(reversed(volumes))}")
-        self._tools.storage.check(asked)
+        self._tools.storage.check(asked, asked.child(volumes))
         return drive
 
     def _standing(self, op: Operation, asked: MergeRequest) -> Standing | None:
@@ -216,9 +216,7 @@ class Merges:
         if self._patiently(op, lambda: self._tools.jobs.job(asked.vm, drive.name)) is not None:
             raise asked.failed(f"somebody else's block job is at work on disk {drive.name}")
         volumes = merge_request.volumes_of(drive)
-        merged = asked.top not in volumes
-        place = volumes.index(asked.base) - (1 if merged else 2)
-        op.record(disk=drive.name, child=volumes[place] if place >= 0 else None)
+        op.record(disk=drive.name, child=asked.child(volumes))
 
     def _merge(self, op: Operation, asked: MergeRequest) -> bool:
         """Until the VM uses base without top.  Returns whether the guest was pivoted to it."""
@@ -241,7 +239,7 @@ class Merges:
         """The room, then the block job."""
         tools = self._tools
         tools.storage.unmark(asked)  # an attempt before a restart may have marked it
-        tools.storage.extend(asked)
+        tools.storage.extend(asked, op.facts["child"])
         op.step("extended")
         for _ in range(STARTS):
             with tools.locks.held([Lock("vm_disks", asked.vm)], TURN):

@@ -36,6 +36,11 @@ class MergeRequest:
         """Whether the guest writes to `top`."""
         return self.top == self.leaf
 
+    def child(self, volumes: Sequence[str]) -> str | None:
+        """What a VM with these volumes, from the top down, has above `top`, or has there now."""
+        place = volumes.index(self.top if self.top in volumes else self.base)
+        return volumes[place - 1] if place > 0 else None
+
     @property
     def target(self) -> VolumeRef:
         return VolumeRef(self.domain, self.image, self.base)

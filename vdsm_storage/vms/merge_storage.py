@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from vdsm_storage.errors import AgentError, CommandError, ImageIsNotLegalChain
 from vdsm_storage.host.qemu_img import QCOW2, QemuImg
 from vdsm_storage.images import chain, guard, layers, merge
 from vdsm_storage.images import metadata as md
-from vdsm_storage.images.chain import Member, Subchain
+from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.store import Store
 from vdsm_storage.vms.merge_request import MergeRequest
@@ -51,23 +51,30 @@ class MergeStorage:
 
     # -- before ------------------------------------------------------------------------------
 
-    def check(self, asked: MergeRequest) -> Subchain:
-        """Whether the metadata allow it.  Raises MergeFailed (52), 207, 358, 757."""
+    def check(self, asked: MergeRequest, child: str | None) -> Sequence[Member]:
+        """The chain up to top, base first, if the metadata allow the merge.
+
+        `child` is what the VM has above top.  Raises MergeFailed (52), 358.
+        """
         store = self.guard.store(asked.domain)
         try:
-            sub = chain.subchain(store, asked.image, asked.base, asked.top)
+            members = chain.walk(store, asked.image, asked.top)
+            users = {name: chain.children(store, asked.image, name) for name in _names(asked)}
         except AgentError as error:
             raise asked.failed(error) from error
-        for member in (sub.base, sub.top):
+        if [member.volume for member in members[-2:]] != _names(asked):
+            raise asked.failed(f"the metadata have volume {members[-1].parent} below {asked.top}")
+        for member in members[-2:]:
             if member.is_shared:
                 raise asked.failed(f"volume {member.volume} is a template (SHARED)")
-        if not sub.base.metadata.is_legal:
-            raise asked.failed(f"volume {asked.base} is {sub.base.metadata.legality}")
-        for other in chain.children(store, asked.image, asked.base):
-            # One that was merged before and waits for its deletion may be there.
-            if other.volume != asked.top and other.metadata.is_legal:
-                raise asked.failed(f"volume {other.volume} is based on {asked.base}, too")
-        return sub
+        if not members[-2].metadata.is_legal:
+            raise asked.failed(f"volume {asked.base} is {members[-2].metadata.legality}")
+        for name, expected in zip(_names(asked), (asked.top, child), strict=True):
+            for user in users[name]:
+                # One that was merged before and waits for its deletion may be there.
+                if user.volume != expected and user.metadata.is_legal:
+                    raise asked.failed(f"volume {user.volume}, too, is based on {name}")
+        return members
 
     def check_merged(self, asked: MergeRequest) -> None:
         """Whether top may be what was merged into base before.  Raises MergeFailed (52), 358."""
@@ -79,27 +86,28 @@ class MergeStorage:
         if metadata.parent != asked.base:
             raise asked.failed(f"the VM does not use volume {asked.top}")
 
-    def extend(self, asked: MergeRequest) -> None:
+    def extend(self, asked: MergeRequest, child: str | None) -> None:
         """Room in the base for what comes from top: as much as is measured, and for a guest's
         own layer what it may write meanwhile.  Raises 52, 504, 206."""
         store = self.guard.store(asked.domain)
         if not store.is_block:
             return  # a file grows when it is written, and QEMU makes it as long as top
-        sub = self.check(asked)
+        members = self.check(asked, child)
         size = store.sizes(asked.image, asked.base).apparent
-        wanted = self._wanted(store, sub)
+        wanted = self._wanted(store, members, leaf=child is None)
         if wanted > size:
             log.info("Volume %s gets %d bytes for a merge, it has %d", asked.base, wanted, size)
             self.extend_block(asked.domain, asked.base, wanted, EXTEND)
 
-    def _wanted(self, store: Store, sub: Subchain) -> int:
-        if not sub.base.is_cow:
-            return max(sub.base.metadata.capacity, sub.top.metadata.capacity)
-        names = [member.volume for member in (*sub.below, sub.base, sub.top)]
-        with guard.active(store, sub.base.image, names, prepared=False):
-            both = [layers.layer(store, member) for member in (sub.base, sub.top)]
+    def _wanted(self, store: Store, members: Sequence[Member], *, leaf: bool) -> int:
+        base, top = members[-2:]
+        if not base.is_cow:
+            return max(base.metadata.capacity, top.metadata.capacity)
+        names = [member.volume for member in members]
+        with guard.active(store, base.image, names, prepared=False):
+            both = [layers.layer(store, member) for member in (base, top)]
             needed = self.qemu_img.measure_layers(both, QCOW2)
-        return merge.room(needed, leaf=sub.child is None)
+        return merge.room(needed, leaf=leaf)
 
     # -- marks and metadata ------------------------------------------------------------------
 
@@ -175,3 +183,7 @@ class MergeStorage:
             except (CommandError, ImageIsNotLegalChain) as error:
                 log.warning("Volume %s cannot be compared with its base: %s", asked.top, error)
                 return False
+
+
+def _names(asked: MergeRequest) -> list[str]:
+    return [asked.base, asked.top]
