@@ -745,3 +745,61 @@ def test_storage_hangs(tight: VmLab, top: int, then: str) -> None:
         else:
             check_chain(tight, machine, machine.disks[0].volumes)
         check_data(machine, 3)
+
+
+# -- a guest at work -------------------------------------------------------------------------
+
+
+def snapshot(lab: VmLab, machine: Machine) -> None:
+    (disk,) = machine.disks
+    new = lab.new_leaf(disk)
+    drives = [{"domainID": lab.world.main, "imageID": disk.image, "baseVolumeID": disk.leaf,
+               "volumeID": new}]  # fmt: skip
+    job = new_id()
+    lab.call("VM.snapshot", vmID=machine.id, snapDrives=drives, jobUUID=job)
+    assert outcome(lab, job)["status"] == "done"
+    disk.volumes.append(new)
+
+
+def remember(machine: Machine, name: str) -> None:
+    """A file of random bytes, and its checksum where no disk is."""
+    path = f"/mnt/vda/{name}"
+    machine.guest.run(f"dd if=/dev/urandom of={path} bs=64k count=24 2>/dev/null; sync")
+    machine.guest.run(f"sha256sum {path} >>/run/sums")
+
+
+def test_guest_that_writes_all_the_time(lab: VmLab) -> None:
+    """An engine takes three snapshots and removes them, through deaths of agent and libvirtd."""
+    lab.world.restart()
+    machine = lab.machine("writer", boots=True)
+    machine.guest.wait_ready()
+    remember(machine, "before")
+    for number in range(3):
+        snapshot(lab, machine)
+        remember(machine, f"snapshot-{number}")
+    machine.guest.send(
+        "(while :; do dd if=/dev/urandom of=/mnt/vda/busy bs=16k count=16 conv=fsync 2>/dev/null;"
+        " done) & writer=$!; echo writes"
+    )
+    while machine.guest.line() != "=0":
+        pass
+    for turn, top in enumerate((2, 1, 1)):
+        if turn == 1:
+            lab.world.restart("vm.merge:copied")
+        job = new_id()
+        begin(lab, machine, top, job)
+        if turn == 1:
+            lab.agent.wait_dead()
+            lab.world.restart()
+        if turn == 2:
+            lab.restart_libvirtd()
+            lab.wait_libvirt()
+        assert outcome(lab, job)["status"] == "done", outcome(lab, job)
+        finish(lab, machine, top)
+        remember(machine, f"merge-{turn}")
+    machine.guest.run("kill $writer; sync; echo 3 >/proc/sys/vm/drop_caches")
+    machine.guest.run("sha256sum -c /run/sums")
+    assert len(chain(machine)) == 1
+    machine.guest.destroy()
+    path = path_of(lab, machine.disks[0], machine.disks[0].leaf)
+    subprocess.run(["qemu-img", "check", "-q", path], check=True, timeout=60)
