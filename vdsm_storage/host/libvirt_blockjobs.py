@@ -86,11 +86,3 @@ class LibvirtBlockJobs(LibvirtVms):
         """Stop a job; it may take some time to end."""
         flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC
         self._on(vm, "stop a block job", lambda domain: domain.blockJobAbort(disk, flags))
-
-    def set_bandwidth(self, vm: str, disk: str, bandwidth: int) -> None:
-        """MiB a second, 0 for no limit; from now on."""
-
-        def call(domain: Any) -> None:
-            domain.blockJobSetSpeed(disk, bandwidth, 0)
-
-        self._on(vm, "bandwidth of a block job", call)

@@ -59,7 +59,7 @@ class Operation:
         self._crash = crash
         self._lock = threading.Lock()
         self._progress: float | None = None
-        self._suspended = False
+        self.suspended = False  # by `suspend`
         self.cancel = Cancel()
 
     @property
@@ -94,12 +94,12 @@ class Operation:
 
     def suspend(self) -> None:
         """Let it end where it is, as if the agent had died: for kinds that can be resumed."""
-        self._suspended = True
+        self.suspended = True
         self.cancel.event.set()
 
     def check(self) -> None:
         """Raises ActionStopped once a stop was asked for, SuspendedError when the agent ends."""
-        if self._suspended:
+        if self.suspended:
             raise SuspendedError
         self.cancel.check()
 

@@ -162,13 +162,14 @@ class Runner:
         try:
             operation.check()
             result = work(operation)
-        except SuspendedError:
-            log.info("%s %s goes on when the agent is back", entry.verb, entry.id)
-            running.interrupted = True
-            running.done.set()
-            raise
         except Exception as error:
-            self._failed(running, error)
+            # What waits for a stop alone takes the end of the agent for one.
+            if operation.suspended and isinstance(error, SuspendedError | ActionStopped):
+                log.info("%s %s goes on when the agent is back", entry.verb, entry.id)
+                running.interrupted = True
+                running.done.set()
+            else:
+                self._failed(running, error)
             raise
         self._finish(running, SUCCESS, result)
         return result

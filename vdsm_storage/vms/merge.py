@@ -13,10 +13,11 @@ the layer above.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ from vdsm_storage.errors import (
     LibvirtTimeout,
     LibvirtUnavailable,
     NoSuchVM,
+    ResourceTimeout,
     UnsupportedDriveType,
     VMIsDown,
 )
@@ -42,7 +44,7 @@ from vdsm_storage.vms.merge_request import KIND, MergeRequest, Standing
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 
-TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
+SLICE: Final = 1.0  # seconds between two looks at whether a merge that waits was stopped
 ANSWER: Final = 60.0  # seconds for libvirt to start a merge, or to pivot
 STARTS: Final = 3  # attempts to start when libvirt went away meanwhile
 LOOK: Final = (0.2, 2.0)  # seconds between two looks at a job, at first and at last
@@ -191,6 +193,20 @@ class Merges:
             op.check()
             pause = min(2 * pause, LOOK[1])
 
+    @contextlib.contextmanager
+    def _turn(self, op: Operation, asked: MergeRequest) -> Iterator[None]:
+        """No other operation on the VM's disks meanwhile; a snapshot with memory may take long."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(
+                        self._tools.locks.held([Lock("vm_disks", asked.vm)], SLICE)
+                    )
+                    break
+                except ResourceTimeout:
+                    op.check()
+            yield
+
     # -- forward -----------------------------------------------------------------------------
 
     def _run(self, op: Operation) -> None:
@@ -242,7 +258,7 @@ class Merges:
         tools.storage.extend(asked, op.facts["child"])
         op.step("extended")
         for _ in range(STARTS):
-            with tools.locks.held([Lock("vm_disks", asked.vm)], TURN):
+            with self._turn(op, asked):
                 drive = self._patiently(op, lambda: self._check(asked))
                 started = self._start_job(asked, drive)
             now = self._standing(op, asked)
@@ -295,7 +311,7 @@ class Merges:
         pause = AGAIN[0]
         storage, clock = self._tools.storage, self._tools.clock
         while True:
-            with self._tools.locks.held([Lock("vm_disks", asked.vm)], TURN):
+            with self._turn(op, asked):
                 storage.mark(asked)
                 op.step("marked", abortable=False)
                 failure = self._ask_to_pivot(op, asked)

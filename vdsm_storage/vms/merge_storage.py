@@ -14,26 +14,30 @@ from dataclasses import dataclass
 from typing import Final
 
 from vdsm_storage.base.cancel import Cancel
-from vdsm_storage.errors import AgentError, CommandError, ImageIsNotLegalChain
+from vdsm_storage.errors import AgentError, CommandError, ImageIsNotLegalChain, SpmStatusError
 from vdsm_storage.host.qemu_img import QCOW2, QemuImg
 from vdsm_storage.images import chain, guard, layers, merge
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard
+from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.store import Store
 from vdsm_storage.vms.merge_request import MergeRequest
 
+BRIEF: Final = 5.0  # seconds to wait for hosts that hold a domain's lock for one change
 EXTEND: Final = 60.0  # seconds for a volume to get more storage
 
 log = logging.getLogger("vms.merge")
 
 # extend(domain, volume, size, timeout in seconds) -> the bytes that a volume on LUNs has then
 Extend = Callable[[str, str, int, float], int]
+Save = Callable[[str, str, VolumeMetadata], None]
 
 
 @dataclass(frozen=True)
 class MergeStorage:
-    """`lock_timeout` is seconds for the domain's lock."""
+    """`lock_timeout` is seconds for the domain's lock; it is not waited for longer than BRIEF,
+    because a manager elsewhere keeps it."""
 
     guard: Guard
     qemu_img: QemuImg
@@ -132,26 +136,35 @@ class MergeStorage:
     def synchronise(self, asked: MergeRequest, child: str | None) -> None:
         """Let the metadata say what the guest uses: base without top.  Can be repeated.
 
-        Raises 654, 208, 851.
+        Raises 208, 651.
         """
-        store, image = self.guard.store(asked.domain), asked.image
-        with store.lock.held(self.lock_timeout):
-            base = store.load(image, asked.base)
-            if child is not None:
-                above = store.load(image, child)
-                if above.parent == asked.top:
-                    store.save(image, child, above.with_(parent=asked.base))
-            capacity = base.capacity
-            if asked.top in store.volumes(image):
-                top = store.load(image, asked.top)
-                capacity = max(capacity, top.capacity)
-                if top.is_legal:
-                    store.save(image, asked.top, top.with_(legality=md.ILLEGAL))
-            voltype = base.voltype if child is not None else md.LEAF
-            now = base.with_(voltype=voltype, capacity=capacity)
-            if now != base:
-                store.save(image, asked.base, now)
-        store.release(image, [asked.top])
+        store = self.guard.store(asked.domain)
+        try:
+            with store.lock.held(min(BRIEF, self.lock_timeout)):
+                self._rewrite(store, store.save, asked, child)
+        except SpmStatusError as error:
+            log.info("Volume %s: written without the lock: %s", asked.base, error)
+            self._rewrite(store, store.save_for_guest, asked, child)
+        store.release(asked.image, [asked.top])
+
+    @staticmethod
+    def _rewrite(store: Store, save: Save, asked: MergeRequest, child: str | None) -> None:
+        image = asked.image
+        base = store.load(image, asked.base)
+        if child is not None:
+            above = store.load(image, child)
+            if above.parent == asked.top:
+                save(image, child, above.with_(parent=asked.base))
+        capacity = base.capacity
+        if asked.top in store.volumes(image):
+            top = store.load(image, asked.top)
+            capacity = max(capacity, top.capacity)
+            if top.is_legal:
+                save(image, asked.top, top.with_(legality=md.ILLEGAL))
+        voltype = base.voltype if child is not None else md.LEAF
+        now = base.with_(voltype=voltype, capacity=capacity)
+        if now != base:
+            save(image, asked.base, now)
 
     # -- when there is no VM to ask ----------------------------------------------------------
 
