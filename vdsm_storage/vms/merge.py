@@ -14,7 +14,6 @@ the layer above.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -25,21 +24,18 @@ from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.errors import (
     AgentError,
-    ImageFileNotFound,
     LibvirtTimeout,
     LibvirtUnavailable,
-    NoSuchVM,
     ResourceTimeout,
-    UnsupportedDriveType,
-    VMIsDown,
 )
 from vdsm_storage.host.libvirt_blockjobs import BlockJob, Commit, LibvirtBlockJobs
-from vdsm_storage.host.libvirt_model import VmError, Why
+from vdsm_storage.host.libvirt_model import VmError
 from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import merge_request, metadata
 from vdsm_storage.vms.drives import METADATA, Drive
+from vdsm_storage.vms.merge_disks import MergedDisks
 from vdsm_storage.vms.merge_request import KIND, MergeRequest, Standing
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
@@ -73,6 +69,7 @@ class Merges:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self._disks = MergedDisks(tools.jobs, tools.registry, tools.storage)
         self._lock = threading.Lock()
         self._seen: dict[str, BlockJob] = {}  # by operation, what was last seen
 
@@ -88,7 +85,7 @@ class Merges:
         Raises NoSuchVM (1), VMIsDown (6), ImageFileNotFound (13), UnsupportedDriveType (36),
         MergeFailed (52), JobExists (69), 59.
         """
-        self._check(asked)
+        self._disks.check(asked)
         for other in self._at_work(asked.vm):
             params = other.entry.params
             if other.entry.id != job and params["image"] == asked.image:
@@ -125,60 +122,17 @@ class Merges:
 
     # -- looking -----------------------------------------------------------------------------
 
-    def _drive(self, asked: MergeRequest) -> Drive | None:
-        """The disk of the VM that uses the image, as it is now.  Raises 1, 6, 59."""
-        registry = self._tools.registry
-        registry.state(asked.vm)
-        for drive in registry.definition(asked.vm, fresh=True).drives:
-            volume = drive.volume
-            if volume is not None and (volume.domain, volume.image) == (asked.domain, asked.image):
-                return drive
-        return None
-
-    def _check(self, asked: MergeRequest) -> Drive:
-        """Raises what start() does."""
-        drive = self._drive(asked)
-        if drive is None or not drive.is_volume(asked.domain, asked.image, asked.leaf):
-            raise ImageFileNotFound(vm=asked.vm, image=asked.image, volume=asked.leaf)
-        if drive.kind not in ("file", "block"):
-            raise UnsupportedDriveType(vm=asked.vm, drive=drive.name, kind=drive.kind)
-        if drive.transient or drive.readonly or drive.shared:
-            raise asked.failed(f"disk {drive.name} is transient, shared or read-only")
-        volumes = merge_request.volumes_of(drive)
-        if asked.top not in volumes and asked.base in volumes:
-            self._tools.storage.check_merged(asked)
-            return drive  # its metadata are seen to
-        if (asked.top, asked.base) not in itertools.pairwise(volumes):
-            raise asked.failed(f"the VM has the chain {', '.join(reversed(volumes))}")
-        self._tools.storage.check(asked, asked.child(volumes))
-        return drive
-
     def _standing(self, op: Operation, asked: MergeRequest) -> Standing | None:
         """As the VM has it now; None when the VM has ended.  Waits for a libvirt that is away."""
         return self._patiently(op, lambda: self._look(op, asked))
 
     def _look(self, op: Operation, asked: MergeRequest) -> Standing | None:
-        """The same without patience.  The job is looked at first: one that has ended has changed
-        the XML.  Raises 52, 59."""
-        jobs, registry = self._tools.jobs, self._tools.registry
-        try:
-            job = jobs.job(asked.vm, op.facts["disk"])
-            busy = jobs.busy(asked.vm)
-            drive = self._drive(asked)
-            xml = registry.definition(asked.vm).xml
-        except (NoSuchVM, VMIsDown):
-            return None
-        except VmError as error:
-            if error.why in (Why.NO_VM, Why.NOT_RUNNING):
-                return None
-            raise registry.gone(asked.vm, error) from error
-        if drive is None:
-            raise asked.failed("the VM has no such disk any more")
-        if job is not None:
+        """The same without patience.  Raises 52, 59."""
+        now = self._disks.standing(asked, op.facts["disk"])
+        if now is not None and now.job is not None:
             with self._lock:
-                self._seen[op.id] = job
-        mirror = merge_request.mirror_state(xml, drive.name)
-        return Standing(merge_request.volumes_of(drive), job, mirror, busy)
+                self._seen[op.id] = now.job
+        return now
 
     def _patiently(self, op: Operation, look: Callable[[], T]) -> T:
         """Again and again while libvirt cannot be asked."""
@@ -228,7 +182,7 @@ class Merges:
                 self._seen.pop(op.id, None)
 
     def _begin(self, op: Operation, asked: MergeRequest) -> None:
-        drive = self._patiently(op, lambda: self._check(asked))
+        drive = self._patiently(op, lambda: self._disks.check(asked))
         if self._patiently(op, lambda: self._tools.jobs.job(asked.vm, drive.name)) is not None:
             raise asked.failed(f"somebody else's block job is at work on disk {drive.name}")
         volumes = merge_request.volumes_of(drive)
@@ -259,7 +213,7 @@ class Merges:
         op.step("extended")
         for _ in range(STARTS):
             with self._turn(op, asked):
-                drive = self._patiently(op, lambda: self._check(asked))
+                drive = self._patiently(op, lambda: self._disks.check(asked))
                 started = self._start_job(asked, drive)
             now = self._standing(op, asked)
             if started or now is None or now.job is not None or now.has_merged(asked):
