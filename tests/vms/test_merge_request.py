@@ -4,34 +4,10 @@ from __future__ import annotations
 import pytest
 
 from vdsm_storage.host.libvirt_blockjobs import BlockJob
-from vdsm_storage.vms.merge_request import MergeRequest, Standing, mirror_state
+from vdsm_storage.vms.merge_request import MergeRequest, Standing
 
 ACTIVE = MergeRequest("vm", "sd", "image", leaf="c", base="b", top="c")
 INNER = MergeRequest("vm", "sd", "image", leaf="c", base="a", top="b")
-
-XML = """
-<domain><devices>
-  <disk type='file' device='disk'>
-    <source file='/c'/><backingStore type='file'><source file='/b'/></backingStore>
-    <mirror type='file' file='/b' format='qcow2' job='active-commit' ready='yes'>
-      <format type='qcow2'/><source file='/b'/>
-    </mirror>
-    <target dev='vda' bus='virtio'/>
-  </disk>
-  <disk type='file' device='disk'>
-    <source file='/x'/><mirror type='file' job='active-commit'/><target dev='vdb' bus='virtio'/>
-  </disk>
-  <disk type='file' device='disk'><source file='/y'/><target dev='vdc' bus='virtio'/></disk>
-  <disk device='cdrom'/>
-</devices></domain>"""
-
-
-@pytest.mark.parametrize(
-    ("disk", "state"), [("vda", "yes"), ("vdb", ""), ("vdc", ""), ("vdd", "")]
-)
-def test_how_far_a_mirror_is(disk: str, state: str) -> None:
-    assert mirror_state(XML, disk) == state
-
 
 def test_what_is_above_top() -> None:
     assert ACTIVE.active

@@ -31,9 +31,9 @@ from vdsm_storage.errors import (
 from vdsm_storage.host.libvirt_blockjobs import BlockJob, Commit, LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import VmError
 from vdsm_storage.jobs import journal as j
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import Kind, Operation, StillGoing
 from vdsm_storage.jobs.runner import Runner
-from vdsm_storage.vms import merge_request, metadata
+from vdsm_storage.vms import metadata
 from vdsm_storage.vms.drives import METADATA, Drive
 from vdsm_storage.vms.merge_disks import MergedDisks
 from vdsm_storage.vms.merge_request import KIND, MergeRequest, Standing
@@ -185,7 +185,7 @@ class Merges:
         drive = self._patiently(op, lambda: self._disks.check(asked))
         if self._patiently(op, lambda: self._tools.jobs.job(asked.vm, drive.name)) is not None:
             raise asked.failed(f"somebody else's block job is at work on disk {drive.name}")
-        volumes = merge_request.volumes_of(drive)
+        volumes = drive.volumes
         op.record(disk=drive.name, child=asked.child(volumes))
 
     def _merge(self, op: Operation, asked: MergeRequest) -> bool:
@@ -223,7 +223,7 @@ class Merges:
 
     def _start_job(self, asked: MergeRequest, drive: Drive) -> bool:
         """False when it is not known whether it started."""
-        paths = dict(zip(merge_request.volumes_of(drive), drive.chain, strict=False))
+        paths = dict(zip(drive.volumes, drive.chain, strict=False))
         if asked.top not in paths:
             return True
         what = Commit(
@@ -330,7 +330,10 @@ class Merges:
         if "disk" not in op.facts:
             return False
         with self._tools.storage.held(asked):
-            now = self._stopped(op, asked)
+            try:
+                now = self._stopped(op, asked)
+            except (LibvirtTimeout, LibvirtUnavailable) as error:
+                raise StillGoing(f"libvirt cannot be asked: {error}") from error
             if now is None:
                 child = op.facts["child"]
                 merged = op.facts.get("pivoted") or self._tools.storage.has_merged(asked, child)

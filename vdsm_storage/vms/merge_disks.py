@@ -14,7 +14,6 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import VmError, Why
-from vdsm_storage.vms import merge_request
 from vdsm_storage.vms.drives import Drive
 from vdsm_storage.vms.merge_request import MergeRequest, Standing
 from vdsm_storage.vms.merge_storage import MergeStorage
@@ -50,7 +49,7 @@ class MergedDisks:
             raise UnsupportedDriveType(vm=asked.vm, drive=drive.name, kind=drive.kind)
         if drive.transient or drive.readonly or drive.shared:
             raise asked.failed(f"disk {drive.name} is transient, shared or read-only")
-        volumes = merge_request.volumes_of(drive)
+        volumes = drive.volumes
         if asked.top not in volumes and asked.base in volumes:
             self.storage.check_merged(asked)
             return drive  # its metadata are seen to
@@ -68,7 +67,6 @@ class MergedDisks:
             job = self.jobs.job(asked.vm, disk)
             busy = self.jobs.busy(asked.vm)
             drive = self.find(asked)
-            xml = self.registry.definition(asked.vm).xml
         except (NoSuchVM, VMIsDown):
             return None
         except VmError as error:
@@ -77,5 +75,4 @@ class MergedDisks:
             raise self.registry.gone(asked.vm, error) from error
         if drive is None:
             raise asked.failed("the VM has no such disk any more")
-        mirror = merge_request.mirror_state(xml, drive.name)
-        return Standing(merge_request.volumes_of(drive), job, mirror, busy)
+        return Standing(drive.volumes, job, drive.mirror, busy)

@@ -11,7 +11,6 @@ from vdsm_storage.errors import MergeFailed
 from vdsm_storage.host.libvirt_blockjobs import BlockJob
 from vdsm_storage.images.guard import VolumeRef
 from vdsm_storage.jobs.runner import Request
-from vdsm_storage.vms.drives import Drive, parse, volume_of
 
 KIND: Final = "vm.merge"
 
@@ -83,21 +82,3 @@ class Standing:
 
     def has_merged(self, asked: MergeRequest) -> bool:
         return asked.top not in self.volumes and asked.base in self.volumes
-
-
-def volumes_of(drive: Drive) -> list[str]:
-    """The managed volumes of a drive, from the top down."""
-    return [found.volume for path in drive.chain if (found := volume_of(path)) is not None]
-
-
-def mirror_state(xml: str, target: str) -> str:
-    """As `Standing.mirror`.  libvirt's XML of the disk has, while a job copies its top layer:
-
-    <mirror type='file' job='active-commit' ready='yes'>
-    """
-    for disk in parse(xml).iterfind("./devices/disk"):
-        where = disk.find("target")
-        if where is not None and where.get("dev") == target:
-            mirror = disk.find("mirror")
-            return mirror.get("ready", "") if mirror is not None else ""
-    return ""

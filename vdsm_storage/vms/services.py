@@ -11,12 +11,11 @@ from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
-from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
-from vdsm_storage.images.store import Store
+from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import merge
@@ -44,20 +43,20 @@ class VmBase:
     lanes: Lanes
     libvirt: LibvirtBlockJobs
     publish: Publish
-    locks: Locks
     runner: Runner
 
 
 class VmServices:
     """Order in agent.py: build, then start libvirt, then `start`.
 
-    `prepare(domain, image, volume)` makes a volume usable on this host and returns its path.
+    `shop` is what volumes are changed with; `prepare(domain, image, volume)` makes one usable on
+    this host and returns its path.
     """
 
     def __init__(
         self,
         base: VmBase,
-        find_store: Callable[[str], Store],
+        shop: Workshop,
         prepare: Callable[[str, str, str], str],
         merging: MergeStorage,
     ) -> None:
@@ -75,13 +74,13 @@ class VmServices:
         )
         self._guard = Guard(self.freezing, base.lanes, base.clock)
         tools = Tools(
-            base.libvirt, self.registry, self.freezing, find_store, prepare, base.clock
+            base.libvirt, self.registry, self.freezing, shop.find_store, prepare, base.clock
         )
-        self._snapshots = Snapshots(tools, config.vms, base.locks)
+        self._snapshots = Snapshots(tools, config.vms, shop.locks)
         self._runner = base.runner
         self.merges = merge.Merges(
             merge.Tools(
-                base.libvirt, self.registry, merging, base.runner, base.locks, base.clock
+                base.libvirt, self.registry, merging, base.runner, shop.locks, base.clock
             )
         )
         self.stats = Statistics(
