@@ -21,7 +21,7 @@ import libvirt_qemu
 
 from functional.vm_lab import MIB, Machine, VmDisk, VmLab
 from functional.world import COW, RAW, SPARSE, new_id
-from vdsm_storage.rpc.client import NoResponse
+from vdsm_storage.rpc.client import NoResponse, RemoteError
 
 HMP = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
 SIZE = 32 * MIB  # of a disk
@@ -186,6 +186,8 @@ def guest(lab: VmLab, disk: VmDisk) -> Iterator[Machine]:
         yield machine
     finally:
         machine.guest.destroy()
+        with contextlib.suppress(RemoteError, NoResponse):
+            lab.call("Image.teardown", **lab.world.ids(disk.image, disk.leaf))
 
 
 @contextlib.contextmanager

@@ -189,6 +189,4 @@ def test_manager_is_another_host(block: VmLab, manager: Client, top: int) -> Non
             manager.call("StoragePool.spmStop", pool)
         check_chain(block, machine, disk.volumes)
         check_data(machine, 3)
-    ids = world.ids(disk.image, disk.leaf)
-    block.call("Image.teardown", **ids)
     world.check()
