@@ -82,7 +82,7 @@ def reads(machine: Machine, byte: int, place: int) -> bool:
     assert source is not None
     assert driver is not None
     path = source.get("file") or source.get("dev")
-    argv = ["qemu-io", "-U", "-r", "-f", driver.get("type", ""), "-c",
+    argv = ["qemu-io", "-U", "-r", "-n", "-f", driver.get("type", ""), "-c",
             f"read -P {byte} {place} {PIECE}", path or ""]  # fmt: skip
     done = subprocess.run(argv, check=False, timeout=60, capture_output=True, text=True)
     assert f"read {PIECE}/" in done.stdout, done

@@ -113,6 +113,45 @@ def test_raw_base_on_luns_gets_the_size_of_top(block: VmLab) -> None:
         assert reads(machine, 9, 200 * MIB)
 
 
+@pytest.mark.parametrize("top", [INNER, ACTIVE])
+def test_base_fails(block: VmLab, top: int) -> None:
+    """As it was, and the guest noticed nothing; a leaf that is written to goes on."""
+    standin = block.agent.standin
+    assert standin is not None
+    with guest(block, tower(block, 3)) as machine:
+        disk = machine.disks[0]
+        target = f"{block.world.main}/{disk.volumes[top - 1]}"
+        standin.fail(target, "write")
+        try:
+            found = outcome(block, ask(block, machine, top))
+        finally:
+            standin.resume(target)
+        assert (found["status"], found["error"]["code"]) == ("failed", 52)
+        check_chain(block, machine, disk.volumes)
+        check_data(machine, 3)
+        merge(block, machine, top)
+        check_data(machine, 3)
+
+
+@pytest.mark.parametrize("top", [INNER, ACTIVE])
+def test_base_hangs(block: VmLab, top: int) -> None:
+    standin = block.agent.standin
+    assert standin is not None
+    with guest(block, tower(block, 3)) as machine:
+        target = f"{block.world.main}/{machine.disks[0].volumes[top - 1]}"
+        standin.hang(target, "write")
+        try:
+            job = ask(block, machine, top)
+            time.sleep(4)
+            assert job in jobs(block, machine)
+            assert standin.held() > 0
+        finally:
+            standin.resume(target)
+        assert outcome(block, job)["status"] == "done", outcome(block, job)
+        finish(block, machine, top)
+        check_data(machine, 3)
+
+
 @pytest.mark.parametrize(
     ("top", "step"),
     [(INNER, step) for step in ("extended", "started", "copied", "synchronised")]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import libvirt
+import libvirt_qemu
 
 from vdsm_storage.host.libvirt_vms import LibvirtVms
 
@@ -86,3 +87,13 @@ class LibvirtBlockJobs(LibvirtVms):
         """Stop a job; it may take some time to end."""
         flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC
         self._on(vm, "stop a block job", lambda domain: domain.blockJobAbort(disk, flags))
+
+    def flush(self, vm: str, node: str) -> None:
+        """Let QEMU write what it keeps of a layer, by QEMU's name of it; libvirt has no call for
+        that, and notes in the VM's log that its monitor was used.  Errors are not told."""
+        hmp = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+
+        def call(domain: Any) -> None:
+            libvirt_qemu.qemuMonitorCommand(domain, f'qemu-io {node} "flush"', hmp)
+
+        self._on(vm, "flush a layer", call)

@@ -175,6 +175,7 @@ class Merges:
                 if self._merge(op, asked):
                     op.record(pivoted=True)
                     op.step("pivoted", abortable=False)
+                self._see_written(op, asked)
                 self._synchronise(op, asked)
                 op.step("synchronised", abortable=False)
         finally:
@@ -308,6 +309,32 @@ class Merges:
 
     # -- the end -----------------------------------------------------------------------------
 
+    def _see_written(self, op: Operation, asked: MergeRequest) -> None:
+        """Until all is on the storage; nobody may delete top before.
+
+        Raises MergeFailed (52) when the VM ended and left it so.
+        """
+        pause, never = AGAIN[0], threading.Event()
+        while not self._is_written(op, asked):
+            if self._standing(op, asked) is None:
+                raise asked.failed(f"the VM ended before all was written; keep volume {asked.top}")
+            if op.suspended:
+                op.check()
+            self._tools.clock.wait(never, pause)
+            pause = min(2 * pause, AGAIN[1])
+
+    def _is_written(self, op: Operation, asked: MergeRequest) -> bool:
+        """QEMU is told to write, if need be.  What the guest itself writes to needs no look: the
+        pivot sees to that."""
+        storage = self._tools.storage
+        if op.facts["child"] is None or storage.is_written(asked):
+            return True
+        try:
+            self._disks.flush_base(asked)
+        except AgentError as error:
+            log.warning("Merge %s: %s", op.id, error)
+        return storage.is_written(asked)
+
     def _synchronise(self, op: Operation, asked: MergeRequest) -> None:
         """The metadata of the volumes, and what engines keep in the VM's own."""
         self._tools.storage.synchronise(asked, op.facts["child"])
@@ -339,6 +366,11 @@ class Merges:
                 merged = op.facts.get("pivoted") or self._tools.storage.has_merged(asked, child)
             else:
                 merged = now.has_merged(asked)
+            if merged and not self._is_written(op, asked):
+                if now is not None:
+                    raise StillGoing("not all is written")
+                log.error("Merge %s: volume %s has data that base lacks", op.id, asked.top)
+                return False
             if merged:
                 self._synchronise(op, asked)
             elif op.facts["child"] is None:

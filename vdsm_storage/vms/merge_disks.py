@@ -76,3 +76,14 @@ class MergedDisks:
         if drive is None:
             raise asked.failed("the VM has no such disk any more")
         return Standing(drive.volumes, job, drive.mirror, busy)
+
+    def flush_base(self, asked: MergeRequest) -> None:
+        """Let QEMU write what it keeps of `base`, after the merge.  Raises 1, 6, 52, 59."""
+        drive = self.find(asked)
+        node = drive.nodes.get(asked.base) if drive is not None else None
+        if node is None:
+            raise asked.failed(f"libvirt has no name for the layer {asked.base}")
+        try:
+            self.jobs.flush(asked.vm, node)
+        except VmError as error:
+            raise self.registry.gone(asked.vm, error) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +17,7 @@ from typing import Final
 from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.errors import AgentError, CommandError, ImageIsNotLegalChain, SpmStatusError
 from vdsm_storage.host.qemu_img import QCOW2, QemuImg
-from vdsm_storage.images import chain, guard, layers, merge
+from vdsm_storage.images import chain, guard, layers, merge, merged
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard
@@ -132,6 +133,28 @@ class MergeStorage:
         metadata = store.load(asked.image, asked.top)
         if metadata.legality != legality:
             store.save(asked.image, asked.top, metadata.with_(legality=legality))
+
+    def is_written(self, asked: MergeRequest) -> bool:
+        """Whether all that was in top is on the storage, in base, and stays there.
+
+        A QEMU whose base failed once keeps what it has to write there in its memory.
+        """
+        store, image = self.guard.store(asked.domain), asked.image
+        names = [asked.base, asked.top]
+        if asked.top not in store.volumes(image):
+            return True  # it was deleted since
+        with guard.active(store, image, names, prepared=False):
+            members = [Member(image, name, store.load(image, name)) for name in names]
+            base, top = (layers.layer(store, member) for member in members)
+            fd = os.open(layers.opened(store, base.path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            where = merged.absent_at(self.qemu_img, top, base)
+        if where is not None:
+            log.warning("Volume %s has not got all of %s yet, at %d", asked.base, asked.top, where)
+        return where is None
 
     def synchronise(self, asked: MergeRequest, child: str | None) -> None:
         """Let the metadata say what the guest uses: base without top.  Can be repeated.
