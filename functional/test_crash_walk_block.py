@@ -26,8 +26,8 @@ from functional.world import World, new_id
 
 GIB = 1024**3
 SPARE = 16  # LUNs for domains that come and go
-# Kinds of files alone, and of running VMs (test_vm_snapshot.py, test_vm_merge.py).
-FILES_ONLY = {"domain.create", "domain.format", "vm.snapshot", "vm.merge"}
+# Kinds of files alone, and of running VMs (test_vm_merge.py, test_vm_snapshot.py).
+FILES_ONLY = {"domain.create", "domain.format", "vm.merge", "vm.snapshot"}
 VIRT_SPARSIFY = "#!/bin/sh\nexit 0\n"  # one that finds nothing to give back
 
 

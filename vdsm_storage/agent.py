@@ -27,8 +27,8 @@ from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.libvirt import Libvirt
+from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_events import EventLoop
-from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.host.qemu_img import QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
@@ -72,6 +72,7 @@ from vdsm_storage.secrets.store import Forgetful
 from vdsm_storage.secrets.store import Store as SecretStore
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.services import VmBase, VmServices
 
 log = logging.getLogger("agent")
@@ -142,7 +143,9 @@ class Agent:
         storage.watch(health, self._recover, mailbox.close)
         volumes = Volumes(find, qemu_img, self._leases, locks, config, runner, self._encryption())
         images = Images(volumes, os.path.join(config.paths.run, "storage"))
-        vms = self._vm_services(volumes.shop, images)
+        guard = Guard(find, locks, self._leases, timeout)
+        merging = MergeStorage(guard, qemu_img, extender.extend, timeout)
+        vms = self._vm_services(volumes.shop, images, merging)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health, vms.registry.counts,
@@ -151,7 +154,6 @@ class Agent:
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
-        guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
         for part in (storage, volumes, data, external, leases, self._streams, vms):
             runner.add_kinds(part.kinds())
@@ -171,14 +173,14 @@ class Agent:
             vms=vms,
         )
 
-    def _vm_services(self, shop: Workshop, images: Images) -> VmServices:
+    def _vm_services(self, shop: Workshop, images: Images, merging: MergeStorage) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:
             return images.prepare(domain, image, volume)["path"]
 
-        vms = LibvirtVms(self._libvirt)
+        vms = LibvirtBlockJobs(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
         below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
-        return VmServices(below, shop, prepare, images.teardown)
+        return VmServices(below, shop, prepare, images.teardown, merging)
 
     def _secret_registry(self) -> Registry:
         paths = self._config.paths

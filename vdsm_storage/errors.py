@@ -1063,19 +1063,24 @@ class VMIsDown(AgentError):
     template = "VM {vm} does not run"
 
 
+class ImageFileNotFound(AgentError):
+    code = 13
+    template = "VM {vm} has no disk that writes to volume {volume} of image {image}"
+
+
 class NonResponsiveGuestAgent(AgentError):
     code = 19
     template = "The guest agent of VM {vm} does not answer: {reason}"
 
 
+class UnsupportedDriveType(AgentError):
+    code = 36
+    template = "Disk {drive} of VM {vm} is of the kind {kind}, which cannot do that"
+
+
 class SnapshotFailed(AgentError):
     code = 48
     template = "VM {vm} was not snapshotted: {reason}"
-
-
-class DriveNotFound(AgentError):
-    code = 13
-    template = "VM {vm} has no disk on volume {volume} of image {image}"
 
 
 class VMDestroyFailed(AgentError):

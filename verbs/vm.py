@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from vdsm_storage.base.units import MIB
 from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import InvalidParams, SnapshotFailed, ValueOutOfRange
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 from vdsm_storage.vms.memory import MemoryVolumes
-from vdsm_storage.vms.merge import LiveMerge
+from vdsm_storage.vms.merge_request import MergeRequest
 from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
 
 VM = "vmID"
@@ -94,17 +93,9 @@ def merge(
     bandwidth: int = 0,
     jobUUID: str | None = None,
 ) -> None:
-    """`bandwidth` is in MiB a second."""
-    asked = LiveMerge(
-        vm=vmID,
-        domain=drive["domainID"],
-        image=drive["imageID"],
-        leaf=drive["volumeID"],
-        base=baseVolUUID,
-        top=topVolUUID,
-        bandwidth=int(bandwidth) * MIB,
-    )
-    ctx.services.vms.merges.start(asked, jobUUID or new_uuid())
+    names = (drive["domainID"], drive["imageID"], drive["volumeID"], baseVolUUID, topVolUUID)
+    request = MergeRequest(vmID, *names, int(bandwidth))
+    ctx.services.vms.merges.start(request, jobUUID or new_uuid())
 
 
 VERBS: Final[Mapping[str, Verb]] = {

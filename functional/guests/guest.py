@@ -177,7 +177,7 @@ def definition(plan: Plan, directory: Path) -> str:
 
 
 def disk_xml(disk: Disk, number: int) -> str:
-    kind, where = ("block", "dev") if disk.path.startswith("/dev/") else ("file", "file")
+    kind, where = ("block", "dev") if Path(disk.path).is_block_device() else ("file", "file")
     serial = f"<serial>{disk.image}</serial>" if disk.image else ""
     return (
         f"<disk type='{kind}' device='disk'>"

@@ -128,3 +128,30 @@ def test_the_secret_of_an_encrypted_disk(inside: bool) -> None:
         f"<source file='/below'>{below}</source></backingStore></disk></devices></domain>"
     )
     assert [drive.secret for drive in drives.drives(root)] == ["of-the-top", ""]
+
+
+MIRRORS = """
+<domain><devices>
+  <disk type='file' device='disk'>
+    <source file='/c'/><backingStore type='file'><source file='/b'/></backingStore>
+    <mirror type='file' file='/b' format='qcow2' job='active-commit' ready='yes'>
+      <format type='qcow2'/><source file='/b'/>
+    </mirror>
+    <target dev='vda' bus='virtio'/>
+  </disk>
+  <disk type='file' device='disk'>
+    <source file='/x'/><mirror type='file' job='active-commit'/><target dev='vdb' bus='virtio'/>
+  </disk>
+  <disk type='file' device='disk'><source file='/y'/><target dev='vdc' bus='virtio'/></disk>
+  <disk device='cdrom'/>
+</devices></domain>"""
+
+
+def test_how_far_a_mirror_is() -> None:
+    found = {drive.name: drive.mirror for drive in drives.drives(drives.parse(MIRRORS))}
+    assert found == {"vda": "yes", "vdb": "", "vdc": "", "": ""}
+
+
+def test_volumes_from_the_top_down() -> None:
+    found = {drive.name: drive.volumes for drive in drives.drives(drives.parse(XML))}
+    assert found["vda"] == [VOL, BASE]

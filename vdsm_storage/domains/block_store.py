@@ -142,6 +142,21 @@ class BlockStore:
         if tags.parent != metadata.parent:
             self._group.apply(_new_parent(volume, tags.parent, metadata.parent))
 
+    def save_for_guest(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        """The slot; the tag that repeats the parent's name waits for `agree`."""
+        _, tags = self._find(image, volume)
+        self._table.write_slot(volume, tags, metadata)
+
+    def agree(self, image: str) -> None:
+        for volume in self.volumes(image):
+            tags = self._table.tags(volume)
+            if tags is None or tags.image != image:
+                continue  # a template of another image
+            parsed = self.parse(image, volume)
+            parent = parsed.fields.get("parent")
+            if not parsed.errors and isinstance(parent, str) and parent != tags.parent:
+                self._group.apply(_new_parent(volume, tags.parent, parent))
+
     def path(self, image: str, volume: str) -> str:
         return f"{self._specials.directory(_check(image))}/{_check(volume)}"
 

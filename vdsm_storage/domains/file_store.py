@@ -149,6 +149,12 @@ class FileStore:
                 if other != image:
                     self._link(image, other, volume + META)
 
+    def save_for_guest(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        self.save(image, volume, metadata)
+
+    def agree(self, image: str) -> None:
+        """A parent's name is in one place only."""
+
     def path(self, image: str, volume: str) -> str:
         return self._safe_path(image, volume, "")
 

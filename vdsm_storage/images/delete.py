@@ -97,6 +97,7 @@ class DeleteVolumes:
         with self._shop.images(op.params["domain"], image) as store:
             with self._shop.domain(store):
                 check_volumes(store, image, volumes, force=op.params.get("force", False))
+                store.agree(image)  # a live merge on another host may have ended
                 store.evict(image, volumes)
                 op.record(parents=parents_of(store, image, volumes))
                 op.step(RECORDED)

@@ -131,17 +131,26 @@ class Images:
         Raises 201, 262, 654.
         """
         store = self._shop.find_store(domain)
+        shared = [domain_lock(domain), image_lock(domain, image, exclusive=False)]
+        with self._shop.locks.held(shared, self._shop.lock_timeout):
+            actual, recorded = self._both_chains(store, image, leaf)
+        if actual == recorded:
+            return actual  # also while a live merge goes on
         held = [domain_lock(domain), image_lock(domain, image)]
         with self._shop.locks.held(held, self._shop.lock_timeout):
-            actual = self._actual_chain(store, image, leaf)
-            if len(actual) > 1 and not store.load(image, leaf).is_legal:
-                actual.pop()
-            recorded = [member.volume for member in chain.walk(store, image, actual[-1])]
+            actual, recorded = self._both_chains(store, image, leaf)
             if actual != recorded:
                 log.warning("Image %s: metadata says %s, qemu %s", image, recorded, actual)
                 with store.lock.held(self._shop.lock_timeout):
                     self._rewrite(store, image, actual)
         return actual
+
+    def _both_chains(self, store: Store, image: str, leaf: str) -> tuple[list[str], list[str]]:
+        """As the headers have it, and as the metadata do; the lowest first."""
+        actual = self._actual_chain(store, image, leaf)
+        if len(actual) > 1 and not store.load(image, leaf).is_legal:
+            actual.pop()
+        return actual, [member.volume for member in chain.walk(store, image, actual[-1])]
 
     def _actual_chain(self, store: Store, image: str, leaf: str) -> list[str]:
         """What the headers say, walked inside the image only."""

@@ -53,6 +53,24 @@ def missing_at(
     return None
 
 
+def absent_at(qemu_img: QemuImg, top: Image, base: Image) -> int | None:
+    """The guest's offset of data in the layer `top` for which the layer `base` has no place at all.
+
+    None when there is none, as in a raw base.  Content is not looked at.
+    """
+    if base.format == RAW:
+        return None
+    holes = [e for e in qemu_img.map_layer(base) if not e.present]
+    number = 0
+    for extent in (e for e in qemu_img.map_layer(top) if e.data):
+        end = extent.start + extent.length
+        while number < len(holes) and holes[number].start + holes[number].length <= extent.start:
+            number += 1
+        if number < len(holes) and holes[number].start < end:
+            return max(extent.start, holes[number].start)
+    return None
+
+
 def _holder(extents: Sequence[Extent], start: int) -> Extent | None:
     for extent in extents:
         if extent.start <= start < extent.start + extent.length:

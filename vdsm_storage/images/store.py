@@ -128,6 +128,13 @@ class Store(Protocol):
     def save(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
         """Replace the metadata of a published volume, durably."""
 
+    def save_for_guest(self, image: str, volume: str, metadata: VolumeMetadata) -> None:
+        """The same without `lock`, for the host whose guest uses the volume, when a manager
+        elsewhere keeps the lock; `agree` completes it."""
+
+    def agree(self, image: str) -> None:
+        """Under `lock`: complete what save_for_guest could not do."""
+
     def path(self, image: str, volume: str) -> str:
         """Where the data is, for qemu-img and qemu."""
 

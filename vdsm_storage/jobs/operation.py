@@ -49,6 +49,10 @@ class CrashPoints:
                 os.kill(os.getpid(), self._signal)
 
 
+class SuspendedError(Exception):
+    """The agent ends, and the operation goes on with the next one: nothing is taken back."""
+
+
 class Operation:
     """What the author of an operation has in hand while it runs or is recovered."""
 
@@ -59,6 +63,7 @@ class Operation:
         self._crash = crash
         self._lock = threading.Lock()
         self._progress: float | None = None
+        self.suspended = False  # by `suspend`
         self.cancel = Cancel()
 
     @property
@@ -89,7 +94,18 @@ class Operation:
             raise LookupError(f"{self._kind.name} does not declare the step {name}")
         self._crash.reach(f"{self._kind.name}:{name}")
         if abortable:
-            self.cancel.check()
+            self.check()
+
+    def suspend(self) -> None:
+        """Let it end where it is, as if the agent had died: for kinds that can be resumed."""
+        self.suspended = True
+        self.cancel.event.set()
+
+    def check(self) -> None:
+        """Raises ActionStopped once a stop was asked for, SuspendedError when the agent ends."""
+        if self.suspended:
+            raise SuspendedError
+        self.cancel.check()
 
     def record(self, **facts: Any) -> None:
         """Keep facts that recovery needs; durable when it returns."""
@@ -116,6 +132,8 @@ class Kind:
     """One sort of operation; see the module's text.
 
     `revert` takes back a finished operation (Task.revert); None where that makes no sense.
+    `resume` goes on with one that did not fail when the agent ended, for as long as that takes:
+    for work that goes on without the agent.  Such an operation outlives a restart of the agent.
     """
 
     name: str
@@ -123,3 +141,4 @@ class Kind:
     run: Callable[[Operation], Any]
     recover: Callable[[Operation], bool]
     revert: Callable[[Operation], None] | None = None
+    resume: Callable[[Operation], Any] | None = None

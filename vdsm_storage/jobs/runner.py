@@ -20,7 +20,13 @@ from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import ActionStopped, AgentError, JobExists, TaskAborted, agent_error
 from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.journal import Entry, Journal
-from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation, StillGoing
+from vdsm_storage.jobs.operation import (
+    CrashPoints,
+    Kind,
+    Operation,
+    StillGoing,
+    SuspendedError,
+)
 
 log = logging.getLogger("jobs")
 
@@ -135,30 +141,41 @@ class Runner:
             raise
         return running
 
-    def _submit(self, running: Running, lane: str) -> None:
+    def _submit(self, running: Running, lane: str, *, again: bool = False) -> None:
         def work() -> None:
             try:
-                self._execute(running)
+                self._execute(running, again=again)
             except Exception as error:  # noqa: BLE001 - root of the task; the entry holds it
                 log.warning("%s %s ended: %s", running.entry.verb, running.entry.id, error)
 
         try:
             self._lanes.submit(f"task {lane}", work, RUN_TIMEOUT, AT_ONCE)
         except AgentError:
-            self.forget(running.entry.id)
+            if again:
+                running.interrupted = True
+            else:
+                self.forget(running.entry.id)
             raise
 
     # -- running -----------------------------------------------------------------------------
 
-    def _execute(self, running: Running) -> Any:
+    def _execute(self, running: Running, *, again: bool = False) -> Any:
+        """`again`: it was begun by an agent that is no more."""
         entry, operation = running.entry, running.operation
         kind = self._kinds[entry.kind]
+        work = kind.resume if again and kind.resume is not None else kind.run
         self._change(running, j.RUNNING, durable=False)
         try:
-            operation.cancel.check()
-            result = kind.run(operation)
+            operation.check()
+            result = work(operation)
         except Exception as error:
-            self._failed(running, error)
+            # What waits for a stop alone takes the end of the agent for one.
+            if operation.suspended and isinstance(error, SuspendedError | ActionStopped):
+                log.info("%s %s goes on when the agent is back", entry.verb, entry.id)
+                running.interrupted = True
+                running.done.set()
+            else:
+                self._failed(running, error)
             raise
         self._finish(running, SUCCESS, result)
         return result
@@ -246,6 +263,10 @@ class Runner:
             if not running.interrupted:
                 return
             running.interrupted = False
+        if self._kinds[entry.kind].resume is not None and entry.state == j.RUNNING:
+            log.info("%s %s goes on (%s)", entry.verb, entry.id, entry.kind)
+            self._submit(running, f"resumed {entry.id}", again=True)
+            return
         log.info("Recovering %s %s (%s)", entry.verb, entry.id, entry.kind)
         try:
             completed = self._recover_kind(running)
@@ -320,13 +341,16 @@ class Runner:
                 self.stop(each)
 
     def stop_all(self, timeout: float) -> None:
-        """Ask everything to stop and wait `timeout` seconds in all; what goes on, or has not
-        begun, is recovered after the next start."""
+        """Ask everything to stop and wait `timeout` seconds in all; what goes on, has not begun or
+        can be resumed, is recovered after the next start."""
         with self._lock:
             running = [r for r in self._running.values() if not r.done.is_set()]
         active = [r for r in running if not r.interrupted and r.entry.state != j.INIT]
         for each in active:
-            self.stop(each)
+            if self._kinds[each.entry.kind].resume is not None:
+                each.operation.suspend()
+            else:
+                self.stop(each)
         deadline = Deadline(self._clock, timeout)
         for each in active:
             if not each.done.wait(deadline.left()):

@@ -10,8 +10,8 @@ A volume's path ends in one of these, whichever tree of links it goes through:
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vdsm_storage.base.uuids import is_uuid
 
@@ -47,7 +47,10 @@ class Drive:
     shared: bool = False
     leased: bool = False  # the VM holds a lease on one of its volumes
     secret: str = ""  # the UUID of the one that an encrypted disk is opened with
-    ready: bool = False  # a merge or a copy of it is in step and waits for its end
+    # Of a job that copies what the guest writes: "yes" when it waits to be ended, "pivot" or
+    # "abort" while libvirt does that.
+    mirror: str = ""
+    nodes: Mapping[str, str] = field(default_factory=dict)  # QEMU's names of managed volumes
 
     @property
     def volume(self) -> VolumePath | None:
@@ -106,7 +109,8 @@ def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
         readonly=disk.find("readonly") is not None,
         transient=disk.find("transient") is not None or name in transient,
         shared=disk.find("shareable") is not None,
-        ready=mirror is not None and mirror.get("ready") == "yes",
+        nodes=dict(_nodes(disk)),
+        mirror=mirror.get("ready", "") if mirror is not None else "",
         leased=not leases.isdisjoint(volumes),
         secret=_secret(disk),
     )
@@ -133,6 +137,22 @@ def _chain(disk: ET.Element) -> list[str]:
                 found.append(where)
         layer = layer.find("backingStore")
     return found
+
+
+def _nodes(disk: ET.Element) -> Iterator[tuple[str, str]]:
+    """libvirt makes QEMU's names from the numbers in <source index='1'> of the disk and
+    <backingStore index='2'> below it."""
+    source = disk.find("source")
+    index = source.get("index") if source is not None else None
+    layer: ET.Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is not None and index:
+            volume = volume_of(source.get("file") or source.get("dev") or "")
+            if volume is not None:
+                yield volume.volume, f"libvirt-{index}-format"
+        layer = layer.find("backingStore")
+        index = layer.get("index") if layer is not None else None
 
 
 def _transient(root: ET.Element) -> set[str]:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VM.merge: a volume of a running VM's disk becomes part of the one below it.
+"""VM.merge: a volume of a running VM's disk becomes part of the volume below it.
 
-    checked   the two are neighbours in the chain, on the storage and in the guest
-    extended  base has room for what top brings (block domains)
-    started   QEMU copies; for the leaf it keeps both in step from some moment on
-    ready     the leaf: top is ILLEGAL, so that nobody starts the VM from it
-    pivoted   the leaf: the guest goes on in base
-    synced    the volumes' metadata say what QEMU's chain is; top is ILLEGAL, to be deleted
+QEMU does the work, and goes on with it whatever becomes of this agent.  The job here follows it:
 
-QEMU and libvirt go on without the agent.  So a merge is always carried on by looking: at the chain
-in the VM's XML, and at whether its disk still has a job.  A restart looks in the same way.
+    base gets room -> libvirt's block job -> (guest's own layer: marked, pivot) -> metadata
+
+What is the case is read from libvirt's XML and its block job each time, so that an agent that was
+restarted goes on where the old one ended, and a libvirtd that was restarted is only waited for.
+A merge that fails or is aborted leaves the chain as it was; what it wrote into base is hidden by
+the layer above.
 """
 
 from __future__ import annotations
@@ -17,336 +16,378 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from vdsm_storage.base.clock import Clock
-from vdsm_storage.base.locks import Lock
+from vdsm_storage.base.clock import Clock, Deadline
+from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.errors import (
-    ActionStopped,
     AgentError,
-    DriveNotFound,
     LibvirtTimeout,
     LibvirtUnavailable,
-    MergeFailed,
-    NoSuchVM,
-    VMIsDown,
+    ResourceTimeout,
 )
-from vdsm_storage.host.libvirt_model import BlockJob, VmError
-from vdsm_storage.host.libvirt_vms import LibvirtVms
-from vdsm_storage.images import chain, merge
-from vdsm_storage.images import metadata as md
-from vdsm_storage.images.chain import Member, Subchain
-from vdsm_storage.images.store import Store
-from vdsm_storage.images.workshop import Workshop
+from vdsm_storage.host.libvirt_blockjobs import BlockJob, Commit, LibvirtBlockJobs
+from vdsm_storage.host.libvirt_model import VmError
 from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.operation import Kind, Operation, StillGoing
-from vdsm_storage.jobs.runner import Request, Runner
+from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import metadata
 from vdsm_storage.vms.drives import METADATA, Drive
+from vdsm_storage.vms.merge_disks import MergedDisks
+from vdsm_storage.vms.merge_request import KIND, MergeRequest, Standing
+from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 
-KIND: Final = "vm.merge"
-TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
-LOOK: Final = 0.5  # seconds between two looks at how far it is
-PIVOTS: Final = 10  # attempts to end a merge that is ready
+SLICE: Final = 1.0  # seconds between two looks at whether a merge that waits was stopped
+ANSWER: Final = 60.0  # seconds for libvirt to start a merge, or to pivot
+STARTS: Final = 3  # attempts to start when libvirt went away meanwhile
+LOOK: Final = (0.2, 2.0)  # seconds between two looks at a job, at first and at last
+AGAIN: Final = (1.0, 30.0)  # seconds until a pivot that failed is tried again
+STOP: Final = 120.0  # seconds for an aborted job to end
 
 log = logging.getLogger("vms.merge")
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class LiveMerge:
-    """`leaf` is the volume that the disk has; `bandwidth` in bytes a second, 0 for no limit."""
+class Tools:
+    """What a merge works with."""
 
-    vm: str
-    domain: str
-    image: str
-    leaf: str
-    base: str
-    top: str
-    bandwidth: int
-
-    def as_request(self) -> Request:
-        return Request(
-            kind=KIND,
-            params=vars(self),
-            domains=[self.domain],
-            verb="VM.merge",
-            lane=self.vm,
-            description=f"Merge volume {self.top} of VM {self.vm} into {self.base}",
-        )
-
-    def failed(self, reason: object) -> MergeFailed:
-        return MergeFailed(top=self.top, base=self.base, reason=reason)
+    jobs: LibvirtBlockJobs
+    registry: Registry
+    storage: MergeStorage
+    runner: Runner
+    locks: Locks
+    clock: Clock
 
 
 class Merges:
-    """The kind vm.merge."""
+    """The kind vm.merge, and its jobs as statistics show them."""
 
-    def __init__(
-        self, vms: LibvirtVms, registry: Registry, shop: Workshop, runner: Runner, clock: Clock
-    ) -> None:
-        self._vms = vms
-        self._registry = registry
-        self._shop = shop
-        self._runner = runner
-        self._clock = clock
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._disks = MergedDisks(tools.jobs, tools.registry, tools.storage)
         self._lock = threading.Lock()
-        self._seen: dict[str, BlockJob] = {}  # by job: as it was last looked at
-        self._pivots: dict[str, int] = {}  # by job: attempts
+        self._seen: dict[str, BlockJob] = {}  # by operation, what was last seen
 
     def kinds(self) -> tuple[Kind, ...]:
-        steps = ("checked", "extended", "started", "ready", "pivoted", "synced")
-        return (Kind(KIND, steps, self._run, self._recover),)
+        steps = ("checked", "extended", "started", "copied", "marked", "pivoted", "synchronised")
+        return (Kind(KIND, steps, self._run, self._recover, resume=self._run),)
 
-    def start(self, asked: LiveMerge, job: str) -> None:
-        """Raises NoSuchVM (1), VMIsDown (6), DriveNotFound (13), MergeFailed (52), 69, 59."""
-        self._registry.state(asked.vm)
-        self._check(asked)
-        self._runner.start_job(job, asked.as_request())
+    # -- what callers ask --------------------------------------------------------------------
 
-    def jobs(self, vm: str) -> dict[str, dict[str, Any]]:
-        """The merges of a VM that have not ended, as VM.getStats tells them."""
+    def start(self, asked: MergeRequest, job: str) -> None:
+        """Start a job under this id, after a look at whether it can be done.
+
+        Raises NoSuchVM (1), VMIsDown (6), ImageFileNotFound (13), UnsupportedDriveType (36),
+        MergeFailed (52), JobExists (69), 59.
+        """
+        self._disks.check(asked)
+        for other in self._at_work(asked.vm):
+            params = other.entry.params
+            if other.entry.id != job and params["image"] == asked.image:
+                raise asked.failed(f"job {other.entry.id} merges volumes of the same disk")
+        self._tools.runner.start_job(job, asked.as_request())
+
+    def jobs_of(self, vm: str) -> dict[str, dict[str, Any]]:
+        """{job: facts} of merges that have not ended; one whose metadata could not be written
+        yet has not."""
         found = {}
-        for running in self._runner.all(j.JOB):
-            entry = running.entry
-            if entry.kind != KIND or entry.params["vm"] != vm or entry.state == j.FINISHED:
-                continue
+        for running in self._at_work(vm):
             with self._lock:
-                seen = self._seen.get(entry.id, BlockJob(0, 0, entry.params["bandwidth"]))
-            found[entry.id] = {
-                "id": entry.id,
+                seen = self._seen.get(running.entry.id)
+            bandwidth = seen.bandwidth if seen else running.entry.params["bandwidth"]
+            found[running.entry.id] = {
+                "id": running.entry.id,
                 "jobType": "block",
                 "blockJobType": "commit",
-                "imgUUID": entry.params["image"],
-                "bandwidth": seen.bandwidth,
-                "cur": str(seen.done),
-                "end": str(seen.total),
+                "cur": str(seen.cur if seen else 0),
+                "end": str(seen.end if seen else 0),
+                "bandwidth": bandwidth,
+                "imgUUID": running.entry.params["image"],
             }
         return found
+
+    def _at_work(self, vm: str) -> list[Any]:
+        return [
+            running
+            for running in self._tools.runner.all(j.JOB)
+            if running.entry.kind == KIND
+            and running.entry.params["vm"] == vm
+            and (running.interrupted or not running.done.is_set())
+        ]
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def _standing(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """As the VM has it now; None when the VM has ended.  Waits for a libvirt that is away."""
+        return self._patiently(op, lambda: self._look(op, asked))
+
+    def _look(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """The same without patience.  Raises 52, 59."""
+        now = self._disks.standing(asked, op.facts["disk"])
+        if now is not None and now.job is not None:
+            with self._lock:
+                self._seen[op.id] = now.job
+        return now
+
+    def _patiently(self, op: Operation, look: Callable[[], T]) -> T:
+        """Again and again while libvirt cannot be asked."""
+        pause = LOOK[0]
+        while True:
+            try:
+                return look()
+            except (LibvirtUnavailable, LibvirtTimeout) as error:
+                log.info("Merge %s waits: %s", op.id, error)
+            op.check()
+            self._tools.clock.wait(op.cancel.event, pause)
+            op.check()
+            pause = min(2 * pause, LOOK[1])
+
+    @contextlib.contextmanager
+    def _turn(self, op: Operation, asked: MergeRequest) -> Iterator[None]:
+        """No other operation on the VM's disks meanwhile; a snapshot with memory may take long."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(
+                        self._tools.locks.held([Lock("vm_disks", asked.vm)], SLICE)
+                    )
+                    break
+                except ResourceTimeout:
+                    op.check()
+            yield
 
     # -- forward -----------------------------------------------------------------------------
 
     def _run(self, op: Operation) -> None:
-        asked = LiveMerge(**op.params)
-        with self._turn(asked):
-            drive, sub = self._check(asked)
-            child = sub.child.volume if sub.child is not None else None
-            op.record(child=child)
-            op.step("checked")
-            self._make_room(op, asked, sub)
-            op.step("extended")
-            self._begin(asked, drive)
-        op.step("started", abortable=False)
+        """From the beginning, or from wherever it is."""
+        asked = MergeRequest.from_params(op.params)
+        storage = self._tools.storage
         try:
-            self._follow(op, asked)
+            with storage.held(asked, op.cancel):
+                if "disk" not in op.facts:
+                    self._begin(op, asked)
+                op.step("checked")
+                if self._merge(op, asked):
+                    op.record(pivoted=True)
+                    op.step("pivoted", abortable=False)
+                self._see_written(op, asked)
+                self._synchronise(op, asked)
+                op.step("synchronised", abortable=False)
         finally:
             with self._lock:
                 self._seen.pop(op.id, None)
-                self._pivots.pop(op.id, None)
 
-    def _check(self, asked: LiveMerge) -> tuple[Drive, Subchain]:
-        drive = self._drive(asked)
-        if not drive.is_volume(asked.domain, asked.image, asked.leaf):
-            raise DriveNotFound(vm=asked.vm, volume=asked.leaf, image=asked.image)
+    def _begin(self, op: Operation, asked: MergeRequest) -> None:
+        drive = self._patiently(op, lambda: self._disks.check(asked))
+        if self._patiently(op, lambda: self._tools.jobs.job(asked.vm, drive.name)) is not None:
+            raise asked.failed(f"somebody else's block job is at work on disk {drive.name}")
         volumes = drive.volumes
-        if asked.top not in volumes or asked.base not in volumes[volumes.index(asked.top) + 1 :]:
-            raise asked.failed(f"the disk has the chain {', '.join(volumes)}, from the top down")
+        op.record(disk=drive.name, child=asked.child(volumes))
+
+    def _merge(self, op: Operation, asked: MergeRequest) -> bool:
+        """Until the VM uses base without top.  Returns whether the guest was pivoted to it."""
+        active = op.facts["child"] is None
+        now = self._standing(op, asked)
+        if now is not None and now.job is None and not now.has_merged(asked):
+            self._start(op, asked)
+        while True:
+            now = self._follow(op, asked)
+            if now is None:
+                self._ended(op, asked)
+                return active
+            op.step("copied")
+            if now.has_merged(asked):
+                return active
+            if self._pivot(op, asked):
+                return True
+
+    def _start(self, op: Operation, asked: MergeRequest) -> None:
+        """The room, then the block job."""
+        tools = self._tools
+        tools.storage.unmark(asked)  # an attempt before a restart may have marked it
+        tools.storage.extend(asked, op.facts["child"])
+        op.step("extended")
+        for _ in range(STARTS):
+            with self._turn(op, asked):
+                drive = self._patiently(op, lambda: self._disks.check(asked))
+                started = self._start_job(asked, drive)
+            now = self._standing(op, asked)
+            if started or now is None or now.job is not None or now.has_merged(asked):
+                op.step("started")
+                return
+        raise asked.failed("libvirt went away whenever it was asked to start")
+
+    def _start_job(self, asked: MergeRequest, drive: Drive) -> bool:
+        """False when it is not known whether it started."""
+        paths = dict(zip(drive.volumes, drive.chain, strict=False))
+        if asked.top not in paths:
+            return True
+        what = Commit(
+            drive.name, paths[asked.base], paths[asked.top], asked.active, asked.bandwidth
+        )
         try:
-            sub = self._subchain(asked, volumes)
-        except AgentError as error:
-            raise asked.failed(error) from error
-        for member in (sub.base, sub.top):
-            if member.is_shared or not member.metadata.is_legal:
-                raise asked.failed(f"volume {member.volume} is a template, or not legal")
-        return drive, sub
-
-    def _subchain(self, asked: LiveMerge, volumes: Sequence[str]) -> Subchain:
-        """Above top is what the guest has there: the storage may have volumes of a snapshot that
-        failed.  Below it the storage knows as well."""
-        store = self._shop.find_store(asked.domain)
-        members = chain.walk(store, asked.image, asked.top)
-        if members[-2].volume != asked.base:
-            raise asked.failed(f"{members[-2].volume} lies between them")
-        child = None
-        if asked.top != volumes[0]:
-            name = volumes[volumes.index(asked.top) - 1]
-            child = Member(asked.image, name, store.load(asked.image, name))
-        return Subchain(members[:-2], members[-2], members[-1], child)
-
-    def _make_room(self, op: Operation, asked: LiveMerge, sub: Subchain) -> None:
-        store = self._shop.find_store(asked.domain)
-        if not store.is_block:
-            return  # files grow as they are written, by QEMU itself
-        capacity = max(sub.base.metadata.capacity, sub.top.metadata.capacity)
-        with self._changing(asked):
-            merge.make_room(store, self._shop.qemu, sub, capacity, op.progress)
-        store.refresh(asked.image, asked.base)
-
-    def _begin(self, asked: LiveMerge, drive: Drive) -> None:
-        paths = {path.rpartition("/")[2]: path for path in drive.chain}
-        base, top = paths[asked.base], paths[asked.top]
-        try:
-            active = top == drive.path
-            self._vms.commit(asked.vm, drive.name, base, top, asked.bandwidth, active=active)
+            self._tools.jobs.commit(asked.vm, what, ANSWER)
         except VmError as error:
             raise asked.failed(error.text) from error
-        except LibvirtTimeout as error:  # it may have begun
-            log.warning("%s: %s", asked.vm, error)
-
-    def _follow(self, op: Operation, asked: LiveMerge) -> None:
-        told, waiting = "", threading.Event()  # never set
-        while True:
-            try:
-                if op.cancel.requested:
-                    self._stop(asked)
-                if self._advance(op, asked):
-                    return
-            except (LibvirtUnavailable, LibvirtTimeout) as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("Merge %s waits: %s", op.id, error)
-            except MergeFailed as error:
-                if op.cancel.requested:
-                    raise ActionStopped() from error
-                raise
-            self._clock.wait(waiting, LOOK)
-
-    def _stop(self, asked: LiveMerge) -> None:
-        """What has been merged so far does no harm: top still covers it."""
-        with contextlib.suppress(VmError):
-            self._vms.abort_block_job(asked.vm, self._drive(asked).name)
-
-    def _advance(self, op: Operation, asked: LiveMerge) -> bool:
-        """One look, and what it asks for.  True when all is done.
-
-        Raises MergeFailed (52) when nothing goes on any more and top is still there.
-        """
-        drive = self._drive(asked)
-        job = self._job(asked, drive)
-        if job is not None:
-            self._see(op, job)
-            if op.facts["child"] is None and drive.ready and asked.top in drive.volumes:
-                self._pivot(op, asked, drive)
+        except (LibvirtTimeout, LibvirtUnavailable) as error:
+            log.warning("Not known yet whether merge of %s started: %s", asked.top, error)
             return False
-        if asked.top in self._drive(asked).volumes:  # looked at again: it may have ended just now
-            raise asked.failed("QEMU ended the merge before it was complete")
-        op.step("pivoted", abortable=False)
-        self._sync(op, asked)
-        op.step("synced", abortable=False)
         return True
 
-    def _see(self, op: Operation, job: BlockJob) -> None:
-        with self._lock:
-            self._seen[op.id] = job
-        if job.total:
-            op.progress(job.done / job.total)
+    def _follow(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """Until it is merged, or can pivot; None when the VM has ended.
 
-    def _pivot(self, op: Operation, asked: LiveMerge, drive: Drive) -> None:
-        """Tried again; when that is of no use, the merge is given up."""
-        with self._turn(asked):
-            self._mark_top(asked, md.ILLEGAL)
-            op.step("ready", abortable=False)
-            try:
-                self._vms.pivot(asked.vm, drive.name)
-            except VmError as error:
-                with self._lock:
-                    count = self._pivots[op.id] = self._pivots.get(op.id, 0) + 1
-                log.warning("Merge %s could not be ended, attempt %s: %s", op.id, count, error)
-                if count < PIVOTS:
-                    return
-                self._stop(asked)
-                raise asked.failed(error.text) from error
-            finally:
-                self._registry.changed(asked.vm)
+        Raises MergeFailed (52) when the block job ended too early.
+        """
+        pause = LOOK[0]
+        while True:
+            now = self._standing(op, asked)
+            if now is None or now.has_merged(asked) or now.mirror == "yes":
+                return now
+            if now.job is None:
+                raise asked.failed(
+                    "the block job ended early: no space was left, or the storage failed; the"
+                    " chain is as it was, merge again when the storage is in order"
+                )
+            if now.job.end > 0:
+                op.progress(0.95 * now.job.cur / now.job.end)
+            op.check()
+            self._tools.clock.wait(op.cancel.event, pause)
+            op.check()
+            pause = min(1.3 * pause, LOOK[1])
 
-    # -- looking -----------------------------------------------------------------------------
+    def _pivot(self, op: Operation, asked: MergeRequest) -> bool:
+        """Let the guest leave its layer.  False when the block job is in another state now."""
+        pause = AGAIN[0]
+        storage, clock = self._tools.storage, self._tools.clock
+        while True:
+            with self._turn(op, asked):
+                storage.mark(asked)
+                op.step("marked", abortable=False)
+                failure = self._ask_to_pivot(op, asked)
+                now = self._settled(op, asked)
+                if now is None:
+                    self._ended(op, asked)
+                    return True
+                if now.has_merged(asked):
+                    return True
+                storage.unmark(asked)
+            if now.mirror != "yes":
+                return False
+            log.warning("The pivot to %s is tried again: %s", asked.base, failure)
+            op.check()
+            clock.wait(op.cancel.event, pause)
+            op.check()
+            pause = min(2 * pause, AGAIN[1])
 
-    def _drive(self, asked: LiveMerge) -> Drive:
-        """As it is now.  Raises DriveNotFound (13), NoSuchVM (1), VMIsDown (6), 59."""
-        for drive in self._registry.definition(asked.vm, fresh=True).drives:
-            volume = drive.volume
-            if volume is not None and (volume.domain, volume.image) == (asked.domain, asked.image):
-                return drive
-        raise DriveNotFound(vm=asked.vm, volume=asked.leaf, image=asked.image)
-
-    def _job(self, asked: LiveMerge, drive: Drive) -> BlockJob | None:
+    def _ask_to_pivot(self, op: Operation, asked: MergeRequest) -> str:
+        """What went wrong, as far as it was told."""
         try:
-            return self._vms.block_job(asked.vm, drive.name)
+            self._tools.jobs.pivot(asked.vm, op.facts["disk"], ANSWER)
         except VmError as error:
-            raise self._registry.gone(asked.vm, error) from error
+            return error.text
+        except (LibvirtTimeout, LibvirtUnavailable) as error:
+            return str(error)
+        return ""
 
-    # -- the volumes' metadata ---------------------------------------------------------------
+    def _settled(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """As it stands when libvirt is not at work on it any more: nobody may unmark a leaf that
+        the guest might leave yet."""
+        while (now := self._standing(op, asked)) is not None and now.is_settling:
+            self._tools.clock.wait(threading.Event(), LOOK[0])
+        return now
 
-    @contextlib.contextmanager
-    def _turn(self, asked: LiveMerge) -> Iterator[None]:
-        with self._shop.locks.held([Lock("vm_disks", asked.vm)], TURN):
-            yield
+    def _ended(self, op: Operation, asked: MergeRequest) -> None:
+        """The VM is gone: what the volumes say.  Raises MergeFailed (52) if it was not merged."""
+        if not self._tools.storage.has_merged(asked, op.facts["child"]):
+            raise asked.failed("the VM has ended meanwhile; the chain is as it was")
 
-    @contextlib.contextmanager
-    def _changing(self, asked: LiveMerge) -> Iterator[Store]:
-        with (
-            self._shop.images(asked.domain, asked.image) as store,
-            store.lock.held(self._shop.lock_timeout),
-        ):
-            yield store
+    # -- the end -----------------------------------------------------------------------------
 
-    def _mark_top(self, asked: LiveMerge, legality: str) -> None:
-        with self._changing(asked) as store:
-            found = store.load(asked.image, asked.top)
-            if found.legality != legality:
-                store.save(asked.image, asked.top, found.with_(legality=legality))
+    def _see_written(self, op: Operation, asked: MergeRequest) -> None:
+        """Until all is on the storage; nobody may delete top before.
 
-    def _sync(self, op: Operation, asked: LiveMerge) -> None:
-        """The chain without top.  All of it can be done again."""
-        child = op.facts["child"]
-        with self._changing(asked) as store:
-            if asked.top in store.volumes(asked.image):
-                top = store.load(asked.image, asked.top)
-                if child is not None:
-                    above = store.load(asked.image, child)
-                    store.save(asked.image, child, above.with_(parent=asked.base))
-                store.save(asked.image, asked.top, top.with_(legality=md.ILLEGAL))
-                base = store.load(asked.image, asked.base)
-                capacity = max(base.capacity, top.capacity)
-                role = md.LEAF if child is None else base.voltype
-                changed = base.with_(capacity=capacity, voltype=role)
-                store.save(asked.image, asked.base, changed)
-            store.release(asked.image, [asked.top])
-        if child is None:
-            self._tell_metadata(asked)
-        self._registry.changed(asked.vm)
+        Raises MergeFailed (52) when the VM ended and left it so.
+        """
+        pause, never = AGAIN[0], threading.Event()
+        while not self._is_written(op, asked):
+            if self._standing(op, asked) is None:
+                raise asked.failed(f"the VM ended before all was written; keep volume {asked.top}")
+            if op.suspended:
+                op.check()
+            self._tools.clock.wait(never, pause)
+            pause = min(2 * pause, AGAIN[1])
 
-    def _tell_metadata(self, asked: LiveMerge) -> None:
-        """What engines keep in the VM's metadata: the disk has another volume now."""
+    def _is_written(self, op: Operation, asked: MergeRequest) -> bool:
+        """QEMU is told to write, if need be.  What the guest itself writes to needs no look: the
+        pivot sees to that."""
+        storage = self._tools.storage
+        if op.facts["child"] is None or storage.is_written(asked):
+            return True
         try:
-            volumes = {self._drive(asked).name: asked.base}
-            xml = self._registry.definition(asked.vm).xml
-            changed = metadata.with_volumes(xml, volumes)
-            if changed is not None:
-                self._vms.set_metadata(asked.vm, changed, metadata.PREFIX, METADATA)
-        except (VmError, AgentError) as error:  # the disk itself tells the truth
-            log.warning("VM %s: its metadata still names %s: %s", asked.vm, asked.top, error)
+            self._disks.flush_base(asked)
+        except AgentError as error:
+            log.warning("Merge %s: %s", op.id, error)
+        return storage.is_written(asked)
 
-    # -- after a failure or a restart --------------------------------------------------------
+    def _synchronise(self, op: Operation, asked: MergeRequest) -> None:
+        """The metadata of the volumes, and what engines keep in the VM's own."""
+        self._tools.storage.synchronise(asked, op.facts["child"])
+        self._tools.registry.changed(asked.vm)
+        if op.facts["child"] is not None:
+            return
+        try:
+            xml = self._tools.registry.definition(asked.vm).xml
+            changed = metadata.with_volumes(xml, {op.facts["disk"]: asked.base})
+            if changed is not None:
+                self._tools.jobs.set_metadata(asked.vm, changed, metadata.PREFIX, METADATA)
+        except (VmError, AgentError) as error:  # the disks themselves tell the truth
+            log.warning("VM %s: its metadata still names old volumes: %s", asked.vm, error)
+        self._tools.registry.changed(asked.vm)
 
     def _recover(self, op: Operation) -> bool:
-        """Go on with what QEMU goes on with.  When the VM has ended, the headers on the storage
-        tell what became of it: Image.reconcileVolumeChain."""
-        asked = LiveMerge(**op.params)
-        if "child" not in op.facts:
+        """After a failure or an abort: no block job, and the chain as it was, unless it is merged
+        by now."""
+        asked = MergeRequest.from_params(op.params)
+        if "disk" not in op.facts:
             return False
-        try:
-            if op.cancel.requested:
-                self._stop(asked)
-            if self._advance(op, asked):
-                return True
-        except (NoSuchVM, VMIsDown, DriveNotFound) as error:
-            log.warning("Merge %s: %s; its chain is to be reconciled", op.id, error)
-            return False
-        except MergeFailed as error:
-            log.warning("Merge %s: %s", op.id, error)
-            self._mark_top(asked, md.LEGAL)
-            return False
-        raise StillGoing("QEMU merges")
+        with self._tools.storage.held(asked):
+            try:
+                now = self._stopped(op, asked)
+            except (LibvirtTimeout, LibvirtUnavailable) as error:
+                raise StillGoing(f"libvirt cannot be asked: {error}") from error
+            if now is None:
+                child = op.facts["child"]
+                merged = op.facts.get("pivoted") or self._tools.storage.has_merged(asked, child)
+            else:
+                merged = now.has_merged(asked)
+            if merged and not self._is_written(op, asked):
+                if now is not None:
+                    raise StillGoing("not all is written")
+                log.error("Merge %s: volume %s has data that base lacks", op.id, asked.top)
+                return False
+            if merged:
+                self._synchronise(op, asked)
+            elif op.facts["child"] is None:
+                self._tools.storage.unmark(asked)
+        return bool(merged)
+
+    def _stopped(self, op: Operation, asked: MergeRequest) -> Standing | None:
+        """As it stands without a block job.  Raises 52 if that does not end, 59."""
+        end, never = Deadline(self._tools.clock, STOP), threading.Event()
+        while not end.passed():
+            now = self._look(op, asked)
+            if now is None or (now.job is None and not now.is_settling):
+                return now
+            if not now.is_settling and not now.has_merged(asked):
+                try:
+                    self._tools.jobs.abort(asked.vm, op.facts["disk"])
+                except VmError as error:  # it may have ended just now
+                    log.info("Merge %s: %s", op.id, error)
+            self._tools.clock.wait(never, LOOK[0])
+        raise asked.failed("its block job does not end")

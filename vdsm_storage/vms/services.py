@@ -13,15 +13,16 @@ from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError
+from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
-from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
+from vdsm_storage.vms import merge
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
 from vdsm_storage.vms.life import Life, Teardown
-from vdsm_storage.vms.merge import Merges
+from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import Snapshots, Tools
 from vdsm_storage.vms.snapshot_request import SnapshotRequest
@@ -41,7 +42,7 @@ class VmBase:
     config: Config
     clock: Clock
     lanes: Lanes
-    libvirt: LibvirtVms
+    libvirt: LibvirtBlockJobs
     publish: Publish
     runner: Runner
 
@@ -59,6 +60,7 @@ class VmServices:
         shop: Workshop,
         prepare: Callable[[str, str, str], str],
         teardown: Teardown,
+        merging: MergeStorage,
     ) -> None:
         config = base.config
         self._publish = base.publish
@@ -77,11 +79,15 @@ class VmServices:
             base.libvirt, self.registry, self.freezing, shop.find_store, prepare, base.clock
         )
         self._snapshots = Snapshots(tools, config.vms, shop.locks)
-        self.merges = Merges(base.libvirt, self.registry, shop, base.runner, base.clock)
         self.life = Life(base.libvirt, self.registry, teardown)
         self._runner = base.runner
+        self.merges = merge.Merges(
+            merge.Tools(
+                base.libvirt, self.registry, merging, base.runner, shop.locks, base.clock
+            )
+        )
         self.stats = Statistics(
-            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs
+            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs_of
         )
         self.registry.watch(self._event, self._guard.hurry)
 

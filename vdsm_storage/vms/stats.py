@@ -101,6 +101,7 @@ class Statistics:
         with self._lock:
             before = self._samples.get(found.id, _Sample(now, values))
             self._samples[found.id] = _Sample(now, values)
+        jobs = self._jobs(found.id)  # first: when it has gone, the XML is right
         try:
             definition = self._registry.definition(found.id)
             if _moved(values, definition.drives):  # nothing tells of a snapshot made by others
@@ -119,7 +120,7 @@ class Statistics:
             "monitorResponse": "0" if _answered(values, definition.drives) else "-1",
             "pauseCode": self.pause_code(found.id, state, int(values.get("state.reason", 0))),
             "vcpuCount": str(values.get("vcpu.current", 1)),
-            "vmJobs": self._jobs(found.id),
+            "vmJobs": jobs,
             "disks": _disks(values, before.values, definition.drives, seconds),
             **_cpu(values, before.values, seconds),
             **_memory(values),
