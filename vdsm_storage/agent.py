@@ -26,6 +26,7 @@ from vdsm_storage.host.facts import HostFacts
 from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.libvirt import Libvirt
+from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
 from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.host.qemu_img import QemuImg
@@ -61,6 +62,9 @@ from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.disks import DiskBase, VmDisks
+from vdsm_storage.vms.keeping import DiskTools
+from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
 
 log = logging.getLogger("agent")
@@ -143,7 +147,9 @@ class Agent:
         images = Images(volumes, os.path.join(config.paths.run, "storage"))
         guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
-        for part in (storage, volumes, data, external, leases, self._streams, vms):
+        disks = self._vm_disks(vms, volumes, images, storage, guard, leases)
+        parts = (storage, volumes, data, external, leases, self._streams, vms, disks)
+        for part in parts:
             runner.add_kinds(part.kinds())
         return Services(
             config=config,
@@ -158,7 +164,23 @@ class Agent:
             tasks=Tasks(runner),
             jobs=Jobs(runner, clock, config.storage.job_keep),
             vms=vms,
+            disks=disks,
         )
+
+    def _vm_disks(
+        self, vms: VmServices, volumes: Volumes, images: Images, storage: DomainServices,
+        guard: Guard, leases: ExternalLeases,
+    ) -> VmDisks:  # fmt: skip
+        tools = DiskTools(
+            LibvirtDisks(self._libvirt), vms.registry, storage.registry.find_store,
+            lambda *names: images.prepare(*names)["path"], images.teardown,
+            volumes.shop.locks, self._runner, self._clock,
+        )  # fmt: skip
+        looking = Looking(
+            storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
+        )
+        timeout = self._config.vms.unplug_timeout
+        return VmDisks(DiskBase(tools, self._lanes, guard, looking, leases.spec, timeout))
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
@@ -205,6 +227,7 @@ class Agent:
         self._leases.lost.start(self._leases_lost)
         self._libvirt.start()
         self._services.vms.start()
+        self._services.disks.start()
         await asyncio.gather(*starting, asyncio.to_thread(self._libvirt.wait_tried))
         self._recovered = True
         self._recovery = asyncio.create_task(self._keep_recovering())
@@ -228,6 +251,7 @@ class Agent:
         self._runner.stop_all(STOP_SECONDS)
         health = self._services.health
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._services.disks.close()
         self._services.vms.close()
         self._libvirt.stop()
         self._event_loop.stop()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vdsm_storage.jobs.tasks import Tasks
     from vdsm_storage.leases.external import ExternalLeases
     from vdsm_storage.monitor.health import Health
+    from vdsm_storage.vms.disks import VmDisks
     from vdsm_storage.vms.services import VmServices
 
 
@@ -37,6 +38,7 @@ class Services:
     tasks: Tasks
     jobs: Jobs
     vms: VmServices
+    disks: VmDisks
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request
