@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from functional.processes import AgentProcess
 from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
 from functional.walk import STEPS
-from functional.world import new_id
+from functional.world import MIB, RAW, new_id
 from vdsm_storage.rpc.client import NoResponse
 
 ANSWER = 2.0  # seconds for the guest agent
@@ -422,3 +423,67 @@ def test_metadata_of_the_vm_is_kept_right(lab: VmLab) -> None:
     assert re.search(rf"volumeID>{machine.disks[0].leaf}<", xml)
     assert len(re.findall("volumeID>", xml)) == 2
     machine.guest.destroy()
+
+
+# -- with memory -----------------------------------------------------------------------------
+
+
+def memory_volumes(lab: VmLab) -> tuple[str, VmDisk, VmDisk]:
+    """The string that engines send, the volume for the memory, that for the configuration."""
+    made = []
+    for kind, size in (("MEMD", 512 * MIB), ("MEMM", 64 * 1024)):
+        image = new_id()
+        volume = lab.world.create(image, volFormat=RAW, size=str(size), diskType=kind)
+        made.append(VmDisk(image, [volume]))
+    memory, conf = made
+    names = (lab.world.main, lab.world.pool, memory.image, memory.leaf, conf.image, conf.leaf)
+    return ",".join(names), memory, conf
+
+
+def test_memory_that_is_named_wrong(lab: VmLab, vm: Machine) -> None:
+    for wrong in ("x", ",".join([new_id()] * 5)):
+        lab.fails(-32602, "VM.snapshot", vmID=vm.id, snapDrives=[], snapMemory=wrong)
+
+
+def test_snapshot_with_memory_is_stopped(lab: VmLab, vm: Machine) -> None:
+    """Or was too fast for that; in both cases the guest goes on."""
+    qemu = lab.libvirtd.qemu("tiny")
+    before = leaves(vm)
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        job = ask(lab, vm, snapMemory=memory_volumes(lab)[0])
+        time.sleep(1)
+        lab.call("Task.stop", taskID=job)
+        time.sleep(1)
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    found = end(lab, job)
+    assert found["status"] in ("aborted", "done"), found
+    assert (leaves(vm) == before) == (found["status"] == "aborted")
+    lab.wait(lambda: lab.stats(vm.id)["status"] == "Up", "the guest to go on")
+
+
+def test_snapshot_with_memory(lab: VmLab, booted: Machine) -> None:
+    """The guest is restored from it, in its own RAM, with its disks as they were then.
+
+    The last test of all: what was written after the snapshot is lost.
+    """
+    where, memory, conf = memory_volumes(lab)
+    booted.guest.run("echo then >/run/mark; echo then >/mnt/vda/mark; sync")
+    found = snapshot(lab, booted, snapMemory=where, timeout=5)
+    assert found["description"] == f"Snapshot of VM {booted.id}"
+    booted.guest.run("echo later >/run/mark; echo later >/mnt/vda/mark; sync")
+    configuration = pickle.loads(Path(path_of(lab, conf, conf.leaf)).read_bytes())
+    assert f"<uuid>{booted.id}</uuid>" in configuration["_srcDomXML"]
+    booted.guest.destroy()
+    try:
+        xml = configuration["_srcDomXML"]
+        lab.guests.connection.restoreFlags(path_of(lab, memory, memory.leaf), xml, 0)
+        lab.guests.reconnect()
+        lab.wait(lambda: lab.stats(booted.id)["status"] == "Up", "the guest to go on")
+        assert booted.guest.run("cat /run/mark") == "then"
+        booted.guest.run("echo 3 >/proc/sys/vm/drop_caches")
+        assert booted.guest.run("cat /mnt/vda/mark") == "then"
+    finally:
+        booted.guest.destroy()
+        lab.guests.reconnect()

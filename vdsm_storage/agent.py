@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vdsm_storage.base import files
@@ -36,6 +36,7 @@ from vdsm_storage.images.copy_external import ExternalCopying
 from vdsm_storage.images.data import Data
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
+from vdsm_storage.images.store import Store
 from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.jobs.hostjobs import Jobs
@@ -118,8 +119,7 @@ class Agent:
         leasing = DomainLeasing(self._lockspaces, self._leases, clock)
         block = self._block_tools()
         storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
-        registry = storage.registry
-        find = registry.find_store
+        registry, find = storage.registry, storage.registry.find_store
         health = Health(
             registry, lanes, clock, config.storage.monitor_interval,
             self._domain_changed, self._domain_usable,
@@ -129,27 +129,21 @@ class Agent:
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
-        vms = VmServices(
-            VmBase(
-                config, clock, lanes, LibvirtVms(self._libvirt), self._broker.publish_event,
-                locks, runner, find, lambda *names: images.prepare(*names)["path"],
-            )
-        )  # fmt: skip
+        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
+        images = Images(volumes, os.path.join(config.paths.run, "storage"))
+        vms = self._vm_services(locks, find, images)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health, vms.registry.counts,
         )  # fmt: skip
-        volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
-        images = Images(volumes, os.path.join(config.paths.run, "storage"))
         guard = Guard(find, locks, self._leases, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
         disks = self._vm_disks(vms, volumes, images, storage, guard, leases)
-        parts = (storage, volumes, data, external, leases, self._streams, vms, disks)
-        for part in parts:
+        for part in (storage, volumes, data, external, leases, self._streams, vms, disks):
             runner.add_kinds(part.kinds())
         return Services(
             config=config,
@@ -181,6 +175,17 @@ class Agent:
         )
         timeout = self._config.vms.unplug_timeout
         return VmDisks(DiskBase(tools, self._lanes, guard, looking, leases.spec, timeout))
+
+    def _vm_services(
+        self, locks: Locks, find: Callable[[str], Store], images: Images
+    ) -> VmServices:
+        def prepare(domain: str, image: str, volume: str) -> str:
+            return images.prepare(domain, image, volume)["path"]
+
+        vms = LibvirtVms(self._libvirt)
+        publish, runner = self._broker.publish_event, self._runner
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, locks, runner)
+        return VmServices(below, find, prepare)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes

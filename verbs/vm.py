@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from vdsm_storage.base.uuids import BLANK, new_uuid
-from vdsm_storage.errors import SnapshotFailed, ValueOutOfRange
+from vdsm_storage.errors import InvalidParams, SnapshotFailed, ValueOutOfRange
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 from vdsm_storage.vms.change_cd import CDROM, FLOPPY
-from vdsm_storage.vms.snapshot import NewLeaf, SnapshotRequest
+from vdsm_storage.vms.memory import MemoryVolumes
+from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
 
 VM = "vmID"
 
@@ -46,8 +47,12 @@ def snapshot(
     for name, value in (("timeout", timeout), ("freeze_timeout", freeze_timeout)):
         if value <= 0:
             raise ValueOutOfRange(parameter=name, reason="at least one minute", value=value)
-    if snapMemory:
-        raise SnapshotFailed(vm=vmID, reason="snapshots with memory are not built yet")
+    try:
+        memory = MemoryVolumes.parse(snapMemory) if snapMemory else None
+    except ValueError as error:
+        raise InvalidParams(
+            method="VM.snapshot", parameter="snapMemory", reason=error
+        ) from error
     try:
         drives = [
             NewLeaf(each["domainID"], each["imageID"], each["baseVolumeID"], each["volumeID"])
@@ -56,7 +61,9 @@ def snapshot(
     except KeyError as error:
         reason = "only disks on volumes of storage domains can be snapshotted"
         raise SnapshotFailed(vm=vmID, reason=reason) from error
-    request = SnapshotRequest(vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0)
+    request = SnapshotRequest(
+        vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0, memory
+    )
     ctx.services.vms.snapshot(request, jobUUID)
 
 

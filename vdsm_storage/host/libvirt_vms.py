@@ -81,6 +81,11 @@ class LibvirtVms:
         """As it runs now, without passwords."""
         return self._on(vm, "definition of a VM", lambda domain: str(domain.XMLDesc(0)))
 
+    def saved_xml(self, vm: str) -> str:
+        """As it is kept with a VM's memory, and wanted when that is restored."""
+        flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        return self._on(vm, "definition of a VM", lambda domain: str(domain.XMLDesc(flags)))
+
     def stats(self, vms: Sequence[str] = ()) -> list[BulkStats]:
         """Of the VMs that run, or of some of them; one that is gone is left out."""
 
@@ -157,6 +162,20 @@ class LibvirtVms:
             return bool(state != libvirt.VIR_DOMAIN_CONTROL_OK)
 
         return self._on(vm, "what is done to a VM", call)
+
+    def job_fraction(self, vm: str) -> float | None:
+        """How far libvirt is with saving a VM's memory; None while it cannot be told."""
+
+        def call(domain: Any) -> float | None:
+            stats = domain.jobStats(0)
+            total = int(stats.get("data_total", 0))
+            return 1.0 - int(stats.get("data_remaining", 0)) / total if total else None
+
+        return self._on(vm, "progress of a VM's job", call)
+
+    def abort_job(self, vm: str) -> None:
+        """Ask libvirt to stop what it does to a VM; the call that began it then fails."""
+        self._on(vm, "abort a VM's job", lambda domain: domain.abortJob())
 
     def set_metadata(self, vm: str, xml: str, prefix: str, uri: str) -> None:
         """Replace the element of the name space `uri` in the VM's <metadata>, as it runs.

@@ -22,7 +22,8 @@ from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
 from vdsm_storage.vms.registry import Registry
-from vdsm_storage.vms.snapshot import SnapshotRequest, Snapshots, Tools
+from vdsm_storage.vms.snapshot import Snapshots, Tools
+from vdsm_storage.vms.snapshot_request import SnapshotRequest
 from vdsm_storage.vms.stats import Statistics
 
 log = logging.getLogger("vms")
@@ -34,8 +35,7 @@ SHOWN: Final = (Change.STARTED, Change.STOPPED, Change.PAUSED, Change.RESUMED)
 
 @dataclass(frozen=True)
 class VmBase:
-    """What lies below: agent.py builds it.  `publish(method, params)` sends an event;
-    `prepare(domain, image, volume)` makes a volume usable on this host and returns its path."""
+    """What lies below: agent.py builds it.  `publish(method, params)` sends an event."""
 
     config: Config
     clock: Clock
@@ -44,14 +44,20 @@ class VmBase:
     publish: Publish
     locks: Locks
     runner: Runner
-    find_store: Callable[[str], Store]
-    prepare: Callable[[str, str, str], str]
 
 
 class VmServices:
-    """Order in agent.py: build, then start libvirt, then `start`."""
+    """Order in agent.py: build, then start libvirt, then `start`.
 
-    def __init__(self, base: VmBase) -> None:
+    `prepare(domain, image, volume)` makes a volume usable on this host and returns its path.
+    """
+
+    def __init__(
+        self,
+        base: VmBase,
+        find_store: Callable[[str], Store],
+        prepare: Callable[[str, str, str], str],
+    ) -> None:
         config = base.config
         self._publish = base.publish
         self._vms = base.libvirt
@@ -66,7 +72,7 @@ class VmServices:
         )
         self._guard = Guard(self.freezing, base.lanes, base.clock)
         tools = Tools(
-            base.libvirt, self.registry, self.freezing, base.find_store, base.prepare, base.clock
+            base.libvirt, self.registry, self.freezing, find_store, prepare, base.clock
         )
         self._snapshots = Snapshots(tools, config.vms, base.locks)
         self._runner = base.runner

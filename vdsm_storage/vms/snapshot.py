@@ -2,10 +2,11 @@
 """VM.snapshot: disks of a running VM go on in new volumes, all of them from one moment, or none.
 
 The guest is asked to be quiet for that moment (its file systems are frozen), unless the caller has
-frozen it and will thaw it.  A guest that cannot be frozen is snapshotted all the same, as after a
-power cut, and the job's description says so.  Nothing that hangs holds up the end: a frozen guest
-is thawed as soon as libvirt has answered or its time is over, and what libvirt still does then is
-waited for with the guest at work.
+frozen it and will thaw it, or its memory is kept too: libvirt pauses it while that is saved.  A
+guest that cannot be frozen is snapshotted all the same, as after a power cut, and the job's
+description says so.  Nothing that hangs holds up the end: a frozen guest is thawed as soon as
+libvirt has answered or its time is over, and what libvirt still does then is waited for with the
+guest at work.
 
 libvirt's XML of the VM tells what became of a snapshot whose end nobody saw.
 """
@@ -14,17 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
-from xml.sax.saxutils import quoteattr
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
+from vdsm_storage.base.aside import aside
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.config import Vms as Settings
 from vdsm_storage.errors import (
+    ActionStopped,
     AgentError,
     LibvirtTimeout,
     LibvirtUnavailable,
@@ -37,56 +38,17 @@ from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
-from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import frozen, metadata
-from vdsm_storage.vms.drives import METADATA, Drive
+from vdsm_storage.vms.drives import METADATA
 from vdsm_storage.vms.freeze import Freezing
+from vdsm_storage.vms.memory import MemoryVolumes, write_configuration
 from vdsm_storage.vms.registry import Registry
+from vdsm_storage.vms.snapshot_request import KIND, NewLeaf, SnapshotRequest, snapshot_xml
 
-KIND: Final = "vm.snapshot"
 TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
 LOOK: Final = 0.5  # seconds between two looks at what libvirt does
 
 log = logging.getLogger("vms.snapshot")
-
-
-@dataclass(frozen=True)
-class NewLeaf:
-    """A disk of the VM: its volume `base` becomes read-only, `volume` takes the writes."""
-
-    domain: str
-    image: str
-    base: str
-    volume: str
-
-
-@dataclass(frozen=True)
-class SnapshotRequest:
-    """`timeout` seconds for all of it, `freeze_timeout` from its start until the disks switch.
-
-    `frozen`: the caller froze the guest and thaws it.
-    """
-
-    vm: str
-    drives: Sequence[NewLeaf]
-    frozen: bool
-    timeout: float
-    freeze_timeout: float
-
-    def as_request(self) -> Request:
-        return Request(
-            kind=KIND,
-            params=asdict(self),
-            domains=sorted({drive.domain for drive in self.drives}),
-            verb="VM.snapshot",
-            lane=self.vm,
-            description=f"Snapshot of VM {self.vm}",
-        )
-
-    @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> SnapshotRequest:
-        drives = tuple(NewLeaf(**drive) for drive in params["drives"])
-        return cls(**{**params, "drives": drives})
 
 
 @dataclass(frozen=True)
@@ -125,19 +87,25 @@ class Snapshots:
         until = Deadline(clock, min(asked.freeze_timeout, asked.timeout))
         with self._locks.held([Lock("vm_disks", asked.vm)], min(TURN, asked.timeout)):
             drives = self._check(asked)
-            op.record(begun=True)
+            op.record(begun=True, until=clock.time() + asked.timeout)
             paths = self._prepare(op, asked)
+            memory = self._prepare_memory(asked)
             op.progress(0.3)
             op.step("prepared")
-            xml = snapshot_xml(self._tools.registry.definition(asked.vm).drives, drives, paths)
+            there = self._tools.registry.definition(asked.vm).drives
+            xml = snapshot_xml(there, drives, paths, memory)
             thaw = self._freeze(op, asked)
             try:
                 op.step("frozen")
-                self._switch(asked, xml, until)
+                if memory is None:
+                    self._switch(asked, xml, until)
+                else:
+                    self._save(op, asked, xml, end)
                 op.step("switched", abortable=False)
             finally:
                 thaw()
             self._settle(asked, end)
+            self._release_memory(asked.memory)
             op.step("thawed", abortable=False)
             op.progress(0.9)
             self._tell_metadata(asked, drives)
@@ -176,9 +144,22 @@ class Snapshots:
             op.progress_of(number, max(1, len(asked.drives)))(0.3)
         return paths
 
+    def _prepare_memory(self, asked: SnapshotRequest) -> str | None:
+        """The path that the memory goes to; the VM's configuration is written at once."""
+        memory = asked.memory
+        if memory is None:
+            return None
+        tools = self._tools
+        conf = tools.prepare(memory.domain, memory.conf_image, memory.conf_volume)
+        try:
+            write_configuration(conf, tools.vms.saved_xml(asked.vm))
+        except VmError as error:
+            raise tools.registry.gone(asked.vm, error) from error
+        return tools.prepare(memory.domain, memory.image, memory.volume)
+
     def _freeze(self, op: Operation, asked: SnapshotRequest) -> Callable[[], None]:
         """Returns what thaws the guest again."""
-        if asked.frozen or not asked.drives:
+        if asked.frozen or asked.memory is not None or not asked.drives:
             return _nothing
         freezing = self._tools.freezing
         try:
@@ -216,8 +197,35 @@ class Snapshots:
         finally:
             self._tools.registry.changed(asked.vm)
 
+    def _save(self, op: Operation, asked: SnapshotRequest, xml: str, end: Deadline) -> None:
+        """With memory.  Stopped when asked to, and when its time is over: ActionStopped (443)."""
+        vms, over = self._tools.vms, threading.Event()
+
+        def watch() -> None:
+            while not self._tools.clock.wait(over, LOOK):
+                with contextlib.suppress(VmError, AgentError):  # it may have ended just now
+                    if op.cancel.requested or end.passed():
+                        vms.abort_job(asked.vm)
+                    elif (fraction := vms.job_fraction(asked.vm)) is not None:
+                        op.progress(0.3 + 0.6 * fraction)
+
+        with aside("snapshot with memory", watch):
+            try:
+                vms.snapshot(asked.vm, xml, disks_only=False, timeout=end.left() + TURN)
+            except VmError as error:
+                if op.cancel.requested or end.passed():
+                    raise ActionStopped() from error
+                raise _failed(asked, error.text) from error
+            except (LibvirtTimeout, LibvirtUnavailable) as error:
+                raise _failed(asked, str(error)) from error
+            finally:
+                over.set()
+                self._tools.registry.changed(asked.vm)
+
     def _settle(self, asked: SnapshotRequest, end: Deadline) -> None:
         """Wait until it is known what became of it.  Raises SnapshotFailed (48)."""
+        if not asked.drives:
+            return
         waiting = threading.Event()  # never set
         while True:
             try:
@@ -281,8 +289,10 @@ class Snapshots:
         used: Mapping[str, NewLeaf] = {}
         with self._locks.held([Lock("vm_disks", asked.vm)], TURN):
             try:
+                self._stop_late(op, asked)
                 if self._is_switched(asked):
                     self._tell_metadata(asked, self._used(asked))
+                    self._release_memory(asked.memory)
                     return True
                 used = self._used(asked)
             except (NoSuchVM, VMIsDown):
@@ -292,7 +302,20 @@ class Snapshots:
             for leaf in asked.drives:
                 if leaf not in used.values():
                     self._tools.find_store(leaf.domain).release(leaf.image, [leaf.volume])
+            self._release_memory(asked.memory)
         return False
+
+    def _stop_late(self, op: Operation, asked: SnapshotRequest) -> None:
+        """libvirt goes on saving memory when the agent has died; not for longer than allowed."""
+        if asked.memory is not None and self._tools.clock.time() > op.facts["until"]:
+            with contextlib.suppress(VmError, LibvirtTimeout):
+                self._tools.vms.abort_job(asked.vm)
+
+    def _release_memory(self, memory: MemoryVolumes | None) -> None:
+        if memory is not None:
+            store = self._tools.find_store(memory.domain)
+            store.release(memory.image, [memory.volume])
+            store.release(memory.conf_image, [memory.conf_volume])
 
 
 class _StillBusyError(Exception):
@@ -309,24 +332,3 @@ def _failed(asked: SnapshotRequest, reason: str) -> SnapshotFailed:
 
 def _nothing() -> None:
     """There is nothing to thaw."""
-
-
-def snapshot_xml(
-    there: Sequence[Drive], drives: Mapping[str, NewLeaf], paths: Mapping[str, str]
-) -> str:
-    """libvirt's <domainsnapshot>: the new volumes by target, and no other disk."""
-    disks = []
-    for drive in there:
-        leaf = drives.get(drive.name)
-        if leaf is None:
-            disks.append(f"<disk name={quoteattr(drive.name)} snapshot='no'/>")
-            continue
-        path = paths[leaf.volume]
-        kind, where = ("block", "dev") if drive.kind == "block" else ("file", "file")
-        disks.append(
-            f"<disk name={quoteattr(drive.name)} snapshot='external' type='{kind}'>"
-            f"<driver type='qcow2'/><source {where}={quoteattr(os.fspath(path))}>"
-            # The volume has its owner already.
-            "<seclabel model='dac' relabel='no'/></source></disk>"
-        )
-    return f"<domainsnapshot><disks>{''.join(disks)}</disks></domainsnapshot>"
