@@ -7,7 +7,9 @@ asked for; a virtio disk is the guest's to give back.
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,27 @@ from typing import Any
 import pytest
 
 from functional.processes import AgentProcess
-from functional.vm_lab import MIB, Machine, VmDisk, VmLab, vm_lab
-from functional.world import new_id
-from vdsm_storage.rpc.client import RemoteError
-
-SCSI = "<controller type='scsi' index='0' model='virtio-scsi'/>"
-CDROM = (
-    "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>"
-    "<target dev='hdc' bus='ide'/><readonly/></disk>"
+from functional.vm_disks import (
+    CDROM,
+    FLOPPY,
+    SCSI,
+    by_alias,
+    element,
+    hotplug_xml,
+    pdiv,
+    plug,
+    prepared,
+    records,
+    source,
+    targets,
+    unplug,
 )
-FLOPPY = "<disk type='file' device='floppy'><target dev='fda' bus='fdc'/></disk>"
-ENGINE = "http://ovirt.org/vm/1.0"
+from functional.vm_lab import MIB, SIZE, Machine, VmDisk, VmLab, vm_lab
+from functional.world import new_id
+from vdsm_storage.rpc.client import Client, RemoteError
+
 UNPLUG = 4.0  # seconds that a guest has here
+BOUND = 40.0  # seconds within which everything must have answered
 
 
 @pytest.fixture(scope="module")
@@ -51,89 +62,6 @@ def nothing_left(lab: VmLab, paused: Machine) -> Iterator[None]:
     lab.world.settle()
     assert prepared(lab) == before
     assert set(records(paused)) <= set(targets(paused))
-
-
-# -- what there is ---------------------------------------------------------------------------
-
-
-def prepared(lab: VmLab) -> set[str]:
-    """Images with a link on this host."""
-    return {link.name for link in (lab.agent.dir / "run" / "storage").glob("*/*")}
-
-
-def root(machine: Machine) -> ET.Element:
-    return ET.fromstring(machine.guest.domain.XMLDesc(0))
-
-
-def element(machine: Machine, target: str) -> ET.Element | None:
-    return next(
-        (disk for disk in root(machine).iterfind("./devices/disk")
-         if disk.find(f"./target[@dev='{target}']") is not None), None,
-    )  # fmt: skip
-
-
-def targets(machine: Machine) -> list[str]:
-    return [each.get("dev", "") for each in root(machine).iterfind("./devices/disk/target")]
-
-
-def records(machine: Machine) -> dict[str, dict[str, str]]:
-    found = {}
-    for device in root(machine).iterfind(f"./metadata/{{{ENGINE}}}vm/{{{ENGINE}}}device"):
-        found[device.get("name", "")] = {e.tag.rpartition("}")[2]: e.text or "" for e in device}
-    return found
-
-
-def source(machine: Machine, target: str) -> str:
-    disk = element(machine, target)
-    assert disk is not None
-    where = disk.find("source")
-    return "" if where is None else where.get("file", "") or where.get("dev", "")
-
-
-def hotplug_xml(lab: VmLab, disk: VmDisk, target: str = "sdb", more: str = "") -> str:
-    """As an engine sends it: the path is a hint, the volume is in the metadata."""
-    world = lab.world
-    path = f"{world.pool}/{world.main}/images/{disk.image}/{disk.leaf}"
-    bus = "scsi" if target.startswith("sd") else "virtio"
-    return f"""<?xml version="1.0" encoding="UTF-8"?><hotplug><devices>
-        <disk type="file" device="disk" snapshot="no">
-          <target dev="{target}" bus="{bus}"/>
-          <source file="/rhev/data-center/{path}">
-            <seclabel model="dac" type="none" relabel="no"/></source>
-          <driver name="qemu" io="threads" type="raw" cache="none" error_policy="stop"/>
-          <alias name="ua-{disk.image}"/><serial>{disk.image}</serial>{more}
-        </disk></devices>
-        <metadata xmlns:ovirt-vm="{ENGINE}"><ovirt-vm:vm>
-          <ovirt-vm:device devtype="disk" name="{target}">
-            <ovirt-vm:poolID>{world.pool}</ovirt-vm:poolID>
-            <ovirt-vm:domainID>{world.main}</ovirt-vm:domainID>
-            <ovirt-vm:imageID>{disk.image}</ovirt-vm:imageID>
-            <ovirt-vm:volumeID>{disk.leaf}</ovirt-vm:volumeID>
-          </ovirt-vm:device></ovirt-vm:vm></metadata></hotplug>"""
-
-
-def by_alias(disk: VmDisk) -> str:
-    return (
-        "<hotunplug><devices><disk type='file'>"
-        f"<alias name='ua-{disk.image}'/></disk></devices></hotunplug>"
-    )
-
-
-def pdiv(lab: VmLab, disk: VmDisk) -> dict[str, str]:
-    return {
-        "poolID": lab.world.pool, "domainID": lab.world.main, "imageID": disk.image,
-        "volumeID": disk.leaf,
-    }  # fmt: skip
-
-
-def plug(lab: VmLab, machine: Machine, disk: VmDisk, target: str = "sdb", more: str = "") -> Any:
-    params = {"vmId": machine.id, "xml": hotplug_xml(lab, disk, target, more)}
-    return lab.call("VM.hotplugDisk", vmID=machine.id, params=params)
-
-
-def unplug(lab: VmLab, machine: Machine, disk: VmDisk) -> Any:
-    params = {"vmId": machine.id, "xml": by_alias(disk)}
-    return lab.call("VM.hotunplugDisk", vmID=machine.id, params=params)
 
 
 # -- disks -----------------------------------------------------------------------------------
@@ -226,36 +154,129 @@ def test_image_of_two_vms_stays_for_the_other(lab: VmLab, paused: Machine) -> No
         other.guest.destroy()
 
 
-@pytest.mark.parametrize(
-    ("step", "attached"), [("prepared", False), ("recorded", False), ("attached", True)]
-)
-def test_agent_killed_while_a_disk_is_added(
-    lab: VmLab, paused: Machine, step: str, attached: bool
-) -> None:
-    disk = lab.disk(filled=False)
-    lab.world.restart(f"vm.hotplug_disk:{step}")
+def dies(lab: VmLab, call: Callable[[], object], then: str) -> None:
+    """The agent is armed and dies in the call; the next one may be armed as well."""
     with pytest.raises((RemoteError, OSError)):
-        plug(lab, paused, disk)
-    lab.world.restart()
-    lab.wait(lambda: (disk.image in prepared(lab)) == attached, "recovery")
-    assert ("sdb" in targets(paused)) == attached
-    lab.wait(lambda: ("sdb" in records(paused)) == attached, "the record")
-    if attached:
-        unplug(lab, paused, disk)
-
-
-@pytest.mark.parametrize("step", ["asked", "detached", "released"])
-def test_agent_killed_while_a_disk_is_taken_away(
-    lab: VmLab, paused: Machine, step: str
-) -> None:
-    disk = lab.disk(filled=False)
-    plug(lab, paused, disk)
-    lab.world.restart(f"vm.hotunplug_disk:{step}")
-    with pytest.raises((RemoteError, OSError)):
-        unplug(lab, paused, disk)
-    lab.world.restart()
+        call()
+    lab.world.restart(then)
+    lab.wait_libvirt()
     lab.world.settle()
-    if step == "asked":
+
+
+def test_agent_killed_while_a_disk_is_added(lab: VmLab, paused: Machine) -> None:
+    disk = lab.disk(filled=False)
+    steps = ["prepared", "recorded", "attached"]
+    lab.world.restart(f"vm.hotplug_disk:{steps[0]}")
+    for step, following in zip(steps, [*steps[1:], ""], strict=True):
+        then = f"vm.hotplug_disk:{following}" if following else ""
+        dies(lab, lambda: plug(lab, paused, disk), then)
+        attached = step == "attached"
+        assert ("sdb" in targets(paused)) == attached
+        assert ("sdb" in records(paused)) == attached
+        assert (disk.image in prepared(lab)) == attached
+    unplug(lab, paused, disk)
+
+
+def test_agent_killed_while_a_disk_is_taken_away(lab: VmLab, paused: Machine) -> None:
+    disk = lab.disk(filled=False)
+    steps = ["asked", "detached", "released"]
+    plug(lab, paused, disk)
+    lab.world.restart(f"vm.hotunplug_disk:{steps[0]}")
+    for step, following in zip(steps, [*steps[1:], ""], strict=True):
+        then = f"vm.hotunplug_disk:{following}" if following else ""
+        dies(lab, lambda: unplug(lab, paused, disk), then)
+        there = step == "asked"  # the guest was not told yet
+        assert ("sdb" in targets(paused)) == there
+        assert ("sdb" in records(paused)) == there
+        assert (disk.image in prepared(lab)) == there
+        if following and not there:
+            plug(lab, paused, disk)
+
+
+# -- libvirt that does not answer --------------------------------------------------------------
+
+
+def attempt(lab: VmLab, machine: Machine, disk: VmDisk) -> tuple[threading.Thread, list[int]]:
+    """Add a disk, in a thread; the list gets the code of the answer, 0 for success."""
+    codes: list[int] = []
+
+    def run() -> None:
+        with Client.dev(str(lab.agent.dir)) as client:
+            params = {"vmId": machine.id, "xml": hotplug_xml(lab, disk)}
+            try:
+                client.call("VM.hotplugDisk", {"vmID": machine.id, "params": params})
+                codes.append(0)
+            except RemoteError as error:
+                codes.append(error.code)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, codes
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_libvirt_goes_away_meanwhile(lab: VmLab, paused: Machine, how: str) -> None:
+    """The answer says what became of it, and what could not be told then is put right."""
+    disk = lab.disk(filled=False)
+    lab.libvirtd.signal(signal.SIGSTOP)
+    thread, codes = attempt(lab, paused, disk)
+    time.sleep(3.0)  # its connection is given up meanwhile
+    if how == "stopped":
+        lab.libvirtd.signal(signal.SIGCONT)
+        lab.guests.reconnect()
+    else:
+        lab.restart_libvirtd()
+    thread.join(BOUND)
+    assert codes in ([0], [45], [59])
+    lab.wait_libvirt()
+    lab.wait(
+        lambda: ("sdb" in targets(paused)) == (disk.image in prepared(lab)), "recovery", BOUND
+    )
+    assert ("sdb" in targets(paused)) == ("sdb" in records(paused))
+    if codes == [0]:
         assert "sdb" in targets(paused)
+    if "sdb" in targets(paused):
         unplug(lab, paused, disk)
+
+
+# -- with a guest ----------------------------------------------------------------------------
+
+
+def blocks(machine: Machine, name: str) -> int:
+    """Bytes of a disk in the guest, 0 when it has none such."""
+    return 512 * int(machine.guest.run(f"cat /sys/block/{name}/size 2>/dev/null || echo 0"))
+
+
+def test_guest_uses_and_gives_back(lab: VmLab, paused: Machine) -> None:
+    machine = lab.machine("tiny", disks=1, boots=True)
+    machine.guest.wait_ready()
+    disk = lab.disk(filled=False)
+    plug(lab, machine, disk, "vdb")
+    lab.wait(lambda: blocks(machine, "vdb") == SIZE, "the guest to see it")
+    machine.guest.run("echo hello >/tmp/x; dd if=/tmp/x of=/dev/vdb bs=512 conv=sync,fsync")
+    lab.call(
+        "VM.diskSizeExtend", vmID=machine.id, driveSpecs=pdiv(lab, disk), newSize=str(2 * SIZE)
+    )
+    lab.wait(lambda: blocks(machine, "vdb") == 2 * SIZE, "the guest to see its size")
+    unplug(lab, machine, disk)
+    assert blocks(machine, "vdb") == 0
+    assert disk.image not in prepared(lab)
+    plug(lab, machine, disk, "vdb")
+    lab.wait(lambda: blocks(machine, "vdb") == 2 * SIZE, "the guest to see it again")
+    assert machine.guest.run("head -n 1 /dev/vdb") == "hello"
+
+    # A guest that stands still cannot answer; when it goes on it does.
+    machine.guest.domain.suspend()
+    message = lab.fails(
+        46, "VM.hotunplugDisk", vmID=machine.id, params={"vmId": machine.id, "xml": by_alias(disk)}
+    )
+    assert "within 4 s" in message
+    assert disk.image in prepared(lab)
+    assert records(machine)["vdb"] == pdiv(lab, disk)
+    lab.world.restart()  # whoever asked is gone as well
+    machine.guest.domain.resume()
     lab.wait(lambda: disk.image not in prepared(lab), "the image to be let go")
+    lab.wait(lambda: "vdb" not in records(machine), "the record to go")
+    assert "vdb" not in targets(machine)
+    machine.guest.destroy()
+    lab.call("Image.teardown", **lab.world.ids(machine.disks[0].image, machine.disks[0].leaf))

@@ -29,12 +29,13 @@ from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import disk_xml, records
 from vdsm_storage.vms.choose import element, named
-from vdsm_storage.vms.disk_xml import BadDiskError
-from vdsm_storage.vms.drives import Drive, VolumePath, parse, volume_of
+from vdsm_storage.vms.disk_xml import Asked, BadDiskError
+from vdsm_storage.vms.drives import Drive, VolumePath, volume_of
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
 from vdsm_storage.vms.registry import Definition
 
 CHANGE: Final = "vm.change_medium"
+FIXED: Final = ("source", "backingStore", "target", "alias", "address", "iotune")
 CDROM, FLOPPY = "cdrom", "floppy"
 
 log = logging.getLogger("vms.media")
@@ -120,12 +121,16 @@ class Media:
             raise UpdateDeviceFailed(vm=vm, reason=f"only disks are changed here, not {what}")
         try:
             root = disk_xml.parse(str(params["xml"]))
-            wanted = _updated(definition, disk_xml.disk_in(root))
+            wanted = disk_xml.disk_in(root)
+            name, xml = _updated(definition, wanted)
         except BadDiskError as error:
             raise UpdateDeviceFailed(vm=vm, reason=str(error)) from error
         with self._keeping.turn(vm):
             try:
-                self._tools.libvirt.update(vm, wanted)
+                if xml is not None:
+                    self._tools.libvirt.update(vm, xml)
+                if wanted.find("iotune") is not None:  # there is another call for that
+                    self._tools.libvirt.set_io_tune(vm, name, disk_xml.limits_of(wanted))
             except VmError as error:
                 if error.why is Why.NO_VM:
                     raise self._tools.registry.gone(vm, error) from error
@@ -237,30 +242,29 @@ def _is_in(asked: Change, definition: Definition) -> bool:
     return drive.volume == asked.volume if asked.volume else drive.path == asked.path
 
 
-def _updated(definition: Definition, wanted: ET.Element) -> str:
-    """libvirt's own XML of the disk with those children that were sent in the place of its own.
+def _updated(definition: Definition, wanted: ET.Element) -> tuple[str, str | None]:
+    """The target that is meant, and libvirt's XML of it with those children that were sent in the
+    place of its own; None if there are none.
 
-    The medium of a disk cannot be changed in this way.  Raises BadDiskError.
+    Neither the medium of a disk nor its place can be changed in this way.  Raises BadDiskError.
     """
-    target, alias = wanted.find("target"), wanted.find("alias")
-    name = target.get("dev", "") if target is not None else ""
-    for disk in parse(definition.xml).iterfind("./devices/disk"):
-        own_target, own_alias = disk.find("target"), disk.find("alias")
-        if name:
-            meant = own_target is not None and own_target.get("dev") == name
-        else:
-            meant = (
-                alias is not None
-                and own_alias is not None
-                and alias.get("name") == own_alias.get("name")
+    asked = Asked(wanted, {}, None)
+    drive = next(
+        (
+            each
+            for each in definition.drives
+            if (
+                each.name == asked.name if asked.name else asked.alias and each.alias == asked.alias
             )
-        if not meant:
-            continue
-        for child in wanted:
-            if child.tag in ("source", "backingStore", "target", "alias", "address"):
-                continue
-            for old in disk.findall(child.tag):
-                disk.remove(old)
-            disk.append(child)
-        return disk_xml.text(disk)
-    raise BadDiskError("it has no such disk")
+        ),
+        None,
+    )
+    disk = element(definition.xml, drive.name) if drive is not None else None
+    if drive is None or disk is None:
+        raise BadDiskError("it has no such disk")
+    changes = [child for child in wanted if child.tag not in FIXED]
+    for child in changes:
+        for old in disk.findall(child.tag):
+            disk.remove(old)
+        disk.append(child)
+    return drive.name, disk_xml.text(disk) if changes else None

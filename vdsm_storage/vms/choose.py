@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdsm_storage.vms.disk_xml import MAPPER
-from vdsm_storage.vms.drives import Drive, parse
+from vdsm_storage.vms.drives import Drive, parse, volume_of
 
 
 def named(drives: Sequence[Drive], name: str) -> Drive | None:
@@ -39,7 +39,11 @@ def matches(drive: Drive, spec: Mapping[str, Any]) -> bool:
     if spec.get("GUID"):
         return drive.path == f"{MAPPER}/{spec['GUID']}"
     if spec.get("path"):
-        return drive.path == str(spec["path"])
+        path = str(spec["path"])
+        there = volume_of(path)
+        if there is not None and volume is not None:  # by whichever tree of links
+            return (there.domain, there.image) == (volume.domain, volume.image)
+        return drive.path == path
     return bool(spec.get("name")) and drive.name == str(spec["name"])
 
 
