@@ -193,6 +193,23 @@ def test_agent_killed_while_a_disk_is_taken_away(lab: VmLab, paused: Machine) ->
             plug(lab, paused, disk)
 
 
+@pytest.mark.parametrize("looking", [True, False])
+def test_disk_of_a_vm_that_ends_is_let_go(lab: VmLab, paused: Machine, looking: bool) -> None:
+    """Also when no agent looks."""
+    disk = lab.disk(filled=False)
+    short = lab.machine("short", disks=0, devices=SCSI)
+    plug(lab, short, disk)
+    assert disk.image in prepared(lab)
+    if not looking:
+        lab.world.client.close()
+        lab.agent.kill()
+    short.guest.destroy()
+    if not looking:
+        lab.world.restart()
+    lab.wait(lambda: disk.image not in prepared(lab), "the image to be let go")
+    assert list((lab.agent.dir / "run" / "holdings").iterdir()) == []
+
+
 # -- libvirt that does not answer --------------------------------------------------------------
 
 
@@ -271,6 +288,8 @@ def test_guest_uses_and_gives_back(lab: VmLab, paused: Machine) -> None:
         46, "VM.hotunplugDisk", vmID=machine.id, params={"vmId": machine.id, "xml": by_alias(disk)}
     )
     assert "within 4 s" in message
+    again = {"vmId": machine.id, "drive": {"name": "vdb"}}
+    assert "within 4 s" in lab.fails(46, "VM.hotunplugDisk", vmID=machine.id, params=again)
     assert disk.image in prepared(lab)
     assert records(machine)["vdb"] == pdiv(lab, disk)
     lab.world.restart()  # whoever asked is gone as well

@@ -64,6 +64,7 @@ from vdsm_storage.schema.openrpc import Discovery
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
 from vdsm_storage.vms.disks import DiskBase, VmDisks
+from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.keeping import DiskTools
 from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
@@ -168,6 +169,7 @@ class Agent:
         tools = DiskTools(
             LibvirtDisks(self._libvirt), vms.registry, storage.registry.find_store,
             lambda *names: images.prepare(*names)["path"], images.teardown,
+            Holdings(os.path.join(self._config.paths.run, "holdings")),
             volumes.shop.locks, self._runner, self._clock,
         )  # fmt: skip
         looking = Looking(

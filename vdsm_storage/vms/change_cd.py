@@ -159,7 +159,7 @@ class Media:
                     raise self._tools.registry.gone(asked.vm, error) from error
                 raise ChangeDiskFailed(vm=asked.vm, reason=error.text) from error
         if asked.old is not None and asked.old != asked.volume:
-            self._keeping.release(asked.old)
+            self._keeping.release(asked.vm, asked.old)
         op.step("released", abortable=False)
 
     def _prepare(self, asked: Change) -> tuple[str, str]:
@@ -168,7 +168,7 @@ class Media:
         if volume is None:
             return asked.path, md.RAW
         try:
-            path = self._keeping.prepare(volume)
+            path = self._keeping.prepare(asked.vm, volume)
             store = self._tools.find_store(volume.domain)
             return path, store.load(volume.image, volume.volume).format
         except AgentError as error:
@@ -204,7 +204,7 @@ class Media:
                 raise self._tools.registry.gone(asked.vm, error) from error
             for volume in (asked.volume, asked.old):
                 if volume is not None:  # what the VM has stays
-                    self._keeping.release(volume)
+                    self._keeping.release(asked.vm, volume)
         return changed
 
 

@@ -45,7 +45,7 @@ class VmDisks:
         self.media = Media(tools, keeping)
         self.sizes = Resizing(tools, keeping, base.guard, base.looking)
         self.io_tune = IoTune(tools, keeping)
-        self._sweeper = Sweeper(tools.registry, keeping, base.lanes, tools.clock)
+        self._sweeper = Sweeper(tools.registry, keeping, tools.holdings, base.lanes, tools.clock)
         tools.registry.watch(self._sweeper.event, self._sweeper.connected)
 
     def kinds(self) -> Sequence[Kind]:

@@ -41,6 +41,7 @@ from vdsm_storage.vms.registry import Definition
 
 PLUG: Final = "vm.hotplug_disk"
 UNPLUG: Final = "vm.hotunplug_disk"
+PENDING: Final = "in the process of unplug"  # QEMU's error for a disk that was asked for before
 LOOK: Final = 0.2  # seconds between two looks at whether the guest gave a disk back
 
 log = logging.getLogger("vms.hotplug")
@@ -148,7 +149,7 @@ class HotPlug:
         volume = plug.volume
         if volume is not None:
             try:
-                path = self._keeping.prepare(volume)
+                path = self._keeping.prepare(plug.vm, volume)
                 store = self._tools.find_store(volume.domain)
                 fmt = store.load(volume.image, volume.volume).format
             except AgentError as error:
@@ -185,7 +186,7 @@ class HotPlug:
             except (NoSuchVM, VMIsDown):
                 attached = False
             if not attached and plug.volume is not None:
-                self._keeping.release_held(plug.volume)
+                self._keeping.release_held(plug.vm, plug.volume)
         return attached
 
     # -- taking away -------------------------------------------------------------------------
@@ -220,6 +221,9 @@ class HotPlug:
         except (LibvirtTimeout, LibvirtUnavailable) as error:
             log.warning("VM %s: not known yet whether it has %s: %s", plug.vm, plug.name, error)
             self._keeping.settled(plug.vm)
+        except VmError as error:
+            if PENDING not in error.text:
+                raise
         never = threading.Event()
         while _is_there(plug, self._keeping.running(plug.vm)):
             if end.passed():
@@ -243,12 +247,12 @@ class HotPlug:
             except (NoSuchVM, VMIsDown):
                 log.info("VM %s has ended", plug.vm)
             if plug.volume is not None:
-                self._keeping.release(plug.volume)
+                self._keeping.release(plug.vm, plug.volume)
         return True
 
     def _forget(self, plug: Plug) -> None:
         if plug.volume is not None:
-            self._keeping.release(plug.volume)
+            self._keeping.release(plug.vm, plug.volume)
         self._keeping.record(plug.vm, plug.name, None)
 
     def _correct(self, plug: Plug, record: Mapping[str, str] | None) -> None:

@@ -24,6 +24,7 @@ from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import records
 from vdsm_storage.vms.drives import METADATA, Drive, VolumePath, volume_of
+from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.records import Record
 from vdsm_storage.vms.registry import Definition, Registry
 
@@ -50,6 +51,7 @@ class DiskTools:
     find_store: Callable[[str], Store]
     prepare: Callable[[str, str, str], str]
     teardown: Callable[[str, str, str], None]
+    holdings: Holdings
     locks: Locks
     runner: Runner
     clock: Clock
@@ -128,41 +130,51 @@ class Keeping:
             volume = records.volume_in(record)
             if volume is not None:
                 log.info("VM %s: its disk %s is gone; volume %s is let go", vm, name, volume)
-                self.release(volume)
+                self.release(vm, volume)
             self.record(vm, name, None)
 
     # -- volumes -----------------------------------------------------------------------------
 
-    def prepare(self, volume: VolumePath) -> str:
-        """Returns its path."""
+    def prepare(self, vm: str, volume: VolumePath) -> str:
+        """For a VM, until release() or the VM's end; returns its path."""
+        self._tools.holdings.add(vm, volume)
         return self._tools.prepare(volume.domain, volume.image, volume.volume)
 
-    def release(self, volume: VolumePath) -> None:
-        """Tear the image down, unless a VM has it: another one, or the same by another disk.
+    def release(self, vm: str, volume: VolumePath) -> None:
+        """A VM has it no more: tear the image down, unless another VM has it, or this one by
+        another disk.
 
         Raises 59 when that cannot be told, and what tearing down does.
         """
         with self._tools.locks.held([_image_lock(volume)], TURN):
-            self.release_held(volume)
+            self.release_held(vm, volume)
 
-    def release_held(self, volume: VolumePath) -> None:
+    def release_held(self, vm: str, volume: VolumePath) -> None:
         """The same for who holds the image's lock, by turn()."""
-        user = self._user(volume)
-        if user is not None:
-            log.info("Volume %s stays prepared: VM %s uses it", volume.volume, user)
-            return
-        self._tools.teardown(volume.domain, volume.image, volume.volume)
+        users = self._users(volume)
+        if users:
+            log.info("Volume %s stays prepared for VM %s", volume.volume, ", ".join(users))
+        else:
+            self._tools.teardown(volume.domain, volume.image, volume.volume)
+        if vm not in users:
+            self._tools.holdings.drop(vm, volume)
 
-    def _user(self, volume: VolumePath) -> str | None:
-        """A VM that has the volume's image."""
+    def release_all(self, vm: str) -> None:
+        """The VM has ended.  Raises what release() does."""
+        for volume in self._tools.holdings.of(vm):
+            self.release(vm, volume)
+
+    def _users(self, volume: VolumePath) -> list[str]:
+        """The VMs that have the volume's image."""
+        found = []
         for state in self._tools.registry.running():
             try:
                 drives = self._tools.registry.definition(state.id, fresh=True).drives
             except (NoSuchVM, VMIsDown):
                 continue
             if any(_has_image(drive, volume) for drive in drives):
-                return state.id
-        return None
+                found.append(state.id)
+        return found
 
 
 def _has_image(drive: Drive, volume: VolumePath) -> bool:

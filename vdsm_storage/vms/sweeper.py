@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Lets go of volumes whose disks are gone from VMs while nobody waited for that.
 
-A guest may give a disk back long after it was asked to; the event that its devices changed makes
-this look at the VM, and so does every new connection to libvirt.
+A guest may give a disk back long after it was asked to, and a VM that ends gives all of them back.
+An event of libvirt's makes this look at the VM, and so does every new connection.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.errors import AgentError, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_model import Change, VmError, VmEvent
 from vdsm_storage.vms import records
+from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.keeping import Keeping
 from vdsm_storage.vms.registry import Registry
 
@@ -29,8 +30,16 @@ log = logging.getLogger("vms.sweeper")
 class Sweeper:
     """One VM after the other, in a thread of its own each."""
 
-    def __init__(self, registry: Registry, keeping: Keeping, lanes: Lanes, clock: Clock) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        keeping: Keeping,
+        holdings: Holdings,
+        lanes: Lanes,
+        clock: Clock,
+    ) -> None:
         self._registry = registry
+        self._holdings = holdings
         self._keeping = keeping
         self._lanes = lanes
         self._clock = clock
@@ -52,17 +61,18 @@ class Sweeper:
         if event.change is Change.DEVICES:
             self._later(event.vm, SOON)
         elif event.change is Change.STOPPED:
-            with self._lock:
-                self._due.pop(event.vm, None)
+            self._later(event.vm, 0.0)
 
     def connected(self) -> None:
         """What happened meanwhile is not known."""
-        for state in self._registry.running():
-            self._later(state.id, SOON)
+        running = [state.id for state in self._registry.running()]
+        for vm in {*running, *self._holdings.vms()}:
+            self._later(vm, SOON)
 
     def _later(self, vm: str, seconds: float) -> None:
+        when = self._clock.monotonic() + seconds
         with self._lock:
-            self._due.setdefault(vm, self._clock.monotonic() + seconds)
+            self._due[vm] = min(when, self._due.get(vm, when))
         self._woken.set()
 
     # -- the thread --------------------------------------------------------------------------
@@ -83,25 +93,28 @@ class Sweeper:
 
     def _start(self, vm: str) -> None:
         try:
-            if self.has_orphans(vm):
+            if self._has_work(vm):
                 self._lanes.submit(f"sweep {vm}", lambda: self._sweep(vm), ATTEMPT)
-        except (NoSuchVM, VMIsDown):
-            return
         except AgentError as error:
             log.info("VM %s is looked at later: %s", vm, error)
             self._later(vm, LATER)
 
-    def has_orphans(self, vm: str) -> bool:
-        """Whether the VM has records of disks that it has not."""
-        definition = self._registry.definition(vm)
+    def _has_work(self, vm: str) -> bool:
+        """Whether the VM has records of disks that it has not, or has ended and left something."""
+        try:
+            self._registry.state(vm)
+            definition = self._registry.definition(vm)
+        except (NoSuchVM, VMIsDown):
+            return bool(self._holdings.of(vm))
         return not records.records(definition.xml).keys() <= {d.name for d in definition.drives}
 
     def _sweep(self, vm: str) -> None:
         try:
             with self._keeping.turn(vm):
-                self._keeping.sweep(vm)
-        except (NoSuchVM, VMIsDown):
-            return
+                try:
+                    self._keeping.sweep(vm)
+                except (NoSuchVM, VMIsDown):
+                    self._keeping.release_all(vm)
         except (AgentError, VmError) as error:
             log.warning("VM %s: what it gave back is let go later: %s", vm, error)
             self._later(vm, LATER)
