@@ -8,6 +8,7 @@ asked for; a virtio disk is the guest's to give back.
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,20 @@ def test_what_cannot_be_added(lab: VmLab, paused: Machine) -> None:
     xml = by_alias(disk)
     lab.fails(46, "VM.hotunplugDisk", vmID=paused.id, params={"vmId": paused.id, "xml": xml})
     assert sorted(targets(paused)) == ["fda", "hdc", "vda"]
+
+
+def test_header_that_names_another_file(lab: VmLab, paused: Machine) -> None:
+    """QEMU would open it."""
+    disk = lab.disk(filled=False)
+    domain = f"{lab.world.places[lab.world.main].spec}/{lab.world.main}"
+    path = f"{domain}/images/{disk.image}/{disk.leaf}"
+    for backing in ("/etc/hostname", "json:{}"):
+        argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", path]
+        subprocess.run(argv, check=True, timeout=60)
+        params = {"vmId": paused.id, "xml": hotplug_xml(lab, disk)}
+        message = lab.fails(1630, "VM.hotplugDisk", vmID=paused.id, params=params)
+        assert backing in message
+        assert "sdb" not in targets(paused)
 
 
 def test_image_of_two_vms_stays_for_the_other(lab: VmLab, paused: Machine) -> None:

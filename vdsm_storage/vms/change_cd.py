@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vdsm_storage.errors import (
-    AgentError,
-    CannotPrepareImage,
     ChangeDiskFailed,
     LibvirtTimeout,
     LibvirtUnavailable,
@@ -148,7 +146,10 @@ class Media:
             if disk is None:
                 raise ChangeDiskFailed(vm=asked.vm, reason=f"it has no drive {asked.name}")
             op.record(begun=True)
-            path, fmt = self._prepare(asked)
+            path, fmt = asked.path, md.RAW
+            if asked.volume is not None:
+                usable = self._keeping.prepare(asked.vm, asked.volume)
+                path, fmt = usable.path, usable.format
             op.step("prepared")
             try:
                 self._switch(asked, _with_medium(disk, path, fmt))
@@ -161,20 +162,6 @@ class Media:
         if asked.old is not None and asked.old != asked.volume:
             self._keeping.release(asked.vm, asked.old)
         op.step("released", abortable=False)
-
-    def _prepare(self, asked: Change) -> tuple[str, str]:
-        """Its path and its format."""
-        volume = asked.volume
-        if volume is None:
-            return asked.path, md.RAW
-        try:
-            path = self._keeping.prepare(asked.vm, volume)
-            store = self._tools.find_store(volume.domain)
-            return path, store.load(volume.image, volume.volume).format
-        except AgentError as error:
-            raise CannotPrepareImage(
-                volume=volume.volume, image=volume.image, reason=error
-            ) from error
 
     def _switch(self, asked: Change, disk: str) -> None:
         try:

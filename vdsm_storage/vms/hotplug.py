@@ -19,8 +19,6 @@ from typing import Any, Final
 
 from vdsm_storage.base.clock import Deadline
 from vdsm_storage.errors import (
-    AgentError,
-    CannotPrepareImage,
     HotplugDiskFailed,
     HotunplugDiskFailed,
     LibvirtTimeout,
@@ -148,16 +146,9 @@ class HotPlug:
         disk = parse_own(plug.xml)
         volume = plug.volume
         if volume is not None:
-            try:
-                path = self._keeping.prepare(plug.vm, volume)
-                store = self._tools.find_store(volume.domain)
-                fmt = store.load(volume.image, volume.volume).format
-            except AgentError as error:
-                raise CannotPrepareImage(
-                    volume=volume.volume, image=volume.image, reason=error
-                ) from error
-            disk_xml.set_source(disk, path)
-            disk_xml.set_format(disk, fmt, block=store.is_block)
+            usable = self._keeping.prepare(plug.vm, volume)
+            disk_xml.set_source(disk, usable.path)
+            disk_xml.set_format(disk, usable.format, block=usable.block)
         elif "GUID" in plug.record and not disk_xml.path_of(disk):
             disk_xml.set_source(disk, f"{disk_xml.MAPPER}/{plug.record['GUID']}")
         disk_xml.set_limits(disk, self._policy(definition.xml, plug.name, volume))

@@ -17,9 +17,10 @@ from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
-from vdsm_storage.errors import AgentError, LibvirtFailure, NoSuchVM, VMIsDown
+from vdsm_storage.errors import AgentError, CannotPrepareImage, LibvirtFailure, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_model import VmError, Why
+from vdsm_storage.images import layers
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import records
@@ -55,6 +56,15 @@ class DiskTools:
     locks: Locks
     runner: Runner
     clock: Clock
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A volume that a VM may open: its path, its format as metadata have it, where it lies."""
+
+    path: str
+    format: str
+    block: bool
 
 
 class Keeping:
@@ -135,10 +145,24 @@ class Keeping:
 
     # -- volumes -----------------------------------------------------------------------------
 
-    def prepare(self, vm: str, volume: VolumePath) -> str:
-        """For a VM, until release() or the VM's end; returns its path."""
-        self._tools.holdings.add(vm, volume)
-        return self._tools.prepare(volume.domain, volume.image, volume.volume)
+    def prepare(self, vm: str, volume: VolumePath) -> Usable:
+        """For a VM, until release() or the VM's end.
+
+        libvirt and QEMU open what the headers of a chain name: they are checked before.
+        Raises CannotPrepareImage (1630).
+        """
+        tools = self._tools
+        tools.holdings.add(vm, volume)
+        try:
+            path = tools.prepare(volume.domain, volume.image, volume.volume)
+            store = tools.find_store(volume.domain)
+            layers.check_below(store, volume.image, volume.volume)
+            fmt = store.load(volume.image, volume.volume).format
+        except AgentError as error:
+            raise CannotPrepareImage(
+                volume=volume.volume, image=volume.image, reason=error
+            ) from error
+        return Usable(path, fmt, store.is_block)
 
     def release(self, vm: str, volume: VolumePath) -> None:
         """A VM has it no more: tear the image down, unless another VM has it, or this one by
