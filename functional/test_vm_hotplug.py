@@ -155,6 +155,34 @@ def test_header_that_names_another_file(lab: VmLab, paused: Machine) -> None:
         assert "sdb" not in targets(paused)
 
 
+def test_transient_disk(lab: VmLab, paused: Machine) -> None:
+    """A snapshot shown to a VM, which may write: to a file of its own, that goes with the disk."""
+    disk = lab.disk(filled=False)
+    disk.volumes.append(lab.new_leaf(disk))
+    base = VmDisk(disk.image, disk.volumes[:1])
+    xml = hotplug_xml(lab, base)
+    params = {"vmId": paused.id, "xml": xml}
+    message = lab.fails(45, "VM.hotplugDisk", vmID=paused.id, params=params)
+    assert "read-only" in message
+    end = "</ovirt-vm:device>"
+    params["xml"] = xml.replace(end, f"<ovirt-vm:shared>transient</ovirt-vm:shared>{end}")
+    lab.call("VM.hotplugDisk", vmID=paused.id, params=params)
+    own = Path(source(paused, "sdb"))
+    assert own.parent == lab.agent.dir / "state" / "transient" / paused.id
+    found = element(paused, "sdb")
+    assert found is not None
+    below = found.find("./backingStore/source")
+    assert below is not None
+    assert below.get("file", "").endswith(f"/{disk.image}/{base.leaf}")
+    lab.fails(45, "VM.hotplugDisk", vmID=paused.id, params=params)
+    assert own.exists()
+    lab.call(
+        "VM.hotunplugDisk", vmID=paused.id,
+        params={"vmId": paused.id, "drive": pdiv(lab, base)},
+    )  # fmt: skip
+    assert not own.parent.exists()
+
+
 def test_image_of_two_vms_stays_for_the_other(lab: VmLab, paused: Machine) -> None:
     disk = lab.disk(filled=False)
     other = lab.machine("other", disks=0, devices=SCSI)
@@ -194,13 +222,13 @@ def test_agent_killed_while_a_disk_is_added(lab: VmLab, paused: Machine) -> None
 
 def test_agent_killed_while_a_disk_is_taken_away(lab: VmLab, paused: Machine) -> None:
     disk = lab.disk(filled=False)
-    steps = ["asked", "detached", "released"]
+    steps = ["recorded", "detached", "released"]
     plug(lab, paused, disk)
     lab.world.restart(f"vm.hotunplug_disk:{steps[0]}")
     for step, following in zip(steps, [*steps[1:], ""], strict=True):
         then = f"vm.hotunplug_disk:{following}" if following else ""
         dies(lab, lambda: unplug(lab, paused, disk), then)
-        there = step == "asked"  # the guest was not told yet
+        there = step == "recorded"  # the guest was not told yet
         assert ("sdb" in targets(paused)) == there
         assert ("sdb" in records(paused)) == there
         assert (disk.image in prepared(lab)) == there

@@ -29,7 +29,7 @@ from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
 from vdsm_storage.host.libvirt_vms import LibvirtVms
-from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.qemu_img import NewImage, QemuImg
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
 from vdsm_storage.images.copy_external import ExternalCopying
@@ -68,6 +68,7 @@ from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.keeping import DiskTools
 from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
+from vdsm_storage.vms.transient import Transients
 
 log = logging.getLogger("agent")
 
@@ -166,10 +167,16 @@ class Agent:
         self, vms: VmServices, volumes: Volumes, images: Images, storage: DomainServices,
         guard: Guard, leases: ExternalLeases,
     ) -> VmDisks:  # fmt: skip
+        def overlay(path: str, backing: str, fmt: str, size: int) -> None:
+            new = NewImage(path, "qcow2", size, backing=backing, backing_format=fmt)
+            volumes.shop.qemu.create(new)
+
+        paths = self._config.paths
         tools = DiskTools(
             LibvirtDisks(self._libvirt), vms.registry, storage.registry.find_store,
             lambda *names: images.prepare(*names)["path"], images.teardown,
-            Holdings(os.path.join(self._config.paths.run, "holdings")),
+            Holdings(os.path.join(paths.run, "holdings")),
+            Transients(os.path.join(paths.state, "transient"), overlay),
             volumes.shop.locks, self._runner, self._clock,
         )  # fmt: skip
         looking = Looking(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdsm_storage.vms.disk_xml import MAPPER
-from vdsm_storage.vms.drives import Drive, parse, volume_of
+from vdsm_storage.vms.drives import Drive, VolumePath, parse, volume_of
 
 
 def named(drives: Sequence[Drive], name: str) -> Drive | None:
@@ -25,10 +25,17 @@ def element(xml: str, name: str) -> ET.Element | None:
     return None
 
 
+def shown(drive: Drive) -> VolumePath | None:
+    """The managed volume that a guest sees: of a transient disk the one below its own file."""
+    if drive.transient and drive.volume is None and len(drive.chain) > 1:
+        return volume_of(drive.chain[1])
+    return drive.volume
+
+
 def matches(drive: Drive, spec: Mapping[str, Any]) -> bool:
     """Whether a drive is the one that a caller names.  Of a volume its image decides: a snapshot
     or a merge may have changed the volume meanwhile."""
-    volume = drive.volume
+    volume = shown(drive)
     if spec.get("imageID"):
         domain = spec.get("domainID")
         return (

@@ -117,6 +117,8 @@ def asked_by_keys(drive: Mapping[str, Any], taken: Collection[str]) -> Asked:
     bus = drive.get("iface") or "virtio"
     name = drive.get("name") or _target(bus, drive.get("index"), taken)
     record = {key: str(drive[key]) for key in _IDS if drive.get(key)}
+    if drive.get("shared") == "transient":
+        record["shared"] = "transient"
     volume = records.volume_in(record)
     path = drive.get("path") or ""
     if drive.get("GUID"):

@@ -37,7 +37,7 @@ class VmDisks:
     """Order in agent.py: build, then start libvirt, then `start`."""
 
     def __init__(self, base: DiskBase) -> None:
-        tools = base.tools
+        tools = self._tools = base.tools
         self._registry = tools.registry
         keeping = Keeping(tools)
         self.hotplug = HotPlug(tools, keeping, iotune.maximum, base.unplug_timeout)
@@ -52,6 +52,7 @@ class VmDisks:
         return [*self.hotplug.kinds(), *self.media.kinds(), *self.sizes.kinds()]
 
     def start(self) -> None:
+        self._tools.transients.clean(self._tools.holdings.vms())
         if self._registry.enabled:
             self._sweeper.start()
 

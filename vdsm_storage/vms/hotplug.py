@@ -27,10 +27,11 @@ from vdsm_storage.errors import (
     VMIsDown,
 )
 from vdsm_storage.host.libvirt_model import VmError, Why
+from vdsm_storage.images import metadata as md
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import disk_xml, records
-from vdsm_storage.vms.choose import describe, element, matches, named
+from vdsm_storage.vms.choose import describe, element, matches, named, shown
 from vdsm_storage.vms.disk_xml import Asked, BadDiskError
 from vdsm_storage.vms.drives import Drive, VolumePath
 from vdsm_storage.vms.drives import parse as parse_own
@@ -86,7 +87,7 @@ class HotPlug:
     def kinds(self) -> tuple[Kind, ...]:
         return (
             Kind(PLUG, ("prepared", "recorded", "attached"), self._plug, self._recover_plug),
-            Kind(UNPLUG, ("asked", "detached", "released"), self._unplug, self._recover_unplug),
+            Kind(UNPLUG, ("recorded", "detached", "released"), self._unplug, self._recover_unplug),
         )
 
     # -- what callers ask --------------------------------------------------------------------
@@ -113,7 +114,7 @@ class HotPlug:
         except BadDiskError as error:
             raise HotunplugDiskFailed(vm=vm, reason=str(error)) from error
         record = records.records(definition.xml).get(found.name, {})
-        volume = found.volume or records.volume_in(record)
+        volume = shown(found) or records.volume_in(record)
         if volume is not None:  # it may be on another one than at first, or have no record
             record.update(disk_xml.record_of(volume))
         plug = Plug(vm, found.name, own, record, volume)
@@ -146,7 +147,11 @@ class HotPlug:
         disk = parse_own(plug.xml)
         volume = plug.volume
         if volume is not None:
-            usable = self._keeping.prepare(plug.vm, volume)
+            transient = plug.record.get("shared") == "transient"
+            usable = self._keeping.prepare(plug.vm, volume, transient=transient)
+            if usable.voltype != md.LEAF and disk.find("readonly") is None:
+                reason = f"other volumes are based on {volume.volume}: it must be read-only"
+                raise HotplugDiskFailed(vm=plug.vm, reason=reason)
             disk_xml.set_source(disk, usable.path)
             disk_xml.set_format(disk, usable.format, block=usable.block)
         elif "GUID" in plug.record and not disk_xml.path_of(disk):
@@ -192,7 +197,7 @@ class HotPlug:
             try:
                 if plug.record:  # should the guest give it back when nobody waits any more
                     self._keeping.record(plug.vm, plug.name, plug.record)
-                op.step("asked")
+                op.step("recorded")
                 self._detach(plug)
                 op.step("detached", abortable=False)
                 self._forget(plug)
@@ -261,13 +266,15 @@ def _plug(vm: str, asked: Asked) -> Plug:
 def _check_free(plug: Plug, definition: Definition) -> None:
     """Raises HotplugDiskFailed (45) for a disk that the VM has already, or whose place is taken."""
     alias = Asked(parse_own(plug.xml), {}, None).alias
+    transient = plug.record.get("shared") == "transient"
     for drive in definition.drives:
-        volume = drive.volume
+        volume = shown(drive)
         if drive.name == plug.name:
             raise HotplugDiskFailed(vm=plug.vm, reason=f"it has a disk {plug.name} already")
         if alias and drive.alias == alias:
             raise HotplugDiskFailed(vm=plug.vm, reason=f"its disk {drive.name} is {alias} already")
-        if plug.volume and volume and plug.volume.image == volume.image:
+        both = drive.transient == transient  # a snapshot may stand beside the disk itself
+        if both and plug.volume and volume and plug.volume.image == volume.image:
             reason = f"its disk {drive.name} has image {volume.image} already"
             raise HotplugDiskFailed(vm=plug.vm, reason=reason)
 
@@ -277,10 +284,11 @@ def _is_there(plug: Plug, definition: Definition) -> bool:
     drive = named(definition.drives, plug.name)
     if drive is None:
         return False
-    if plug.volume is None or drive.volume is None:
+    volume = shown(drive)
+    if plug.volume is None or volume is None:
         return True
     # Its volume may have changed since: a snapshot, or a merge.
-    return (drive.volume.domain, drive.volume.image) == (plug.volume.domain, plug.volume.image)
+    return (volume.domain, volume.image) == (plug.volume.domain, plug.volume.image)
 
 
 def _find(definition: Definition, xml: str | None, drive: Mapping[str, Any]) -> Drive:

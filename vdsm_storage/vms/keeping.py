@@ -17,10 +17,18 @@ from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
-from vdsm_storage.errors import AgentError, CannotPrepareImage, LibvirtFailure, NoSuchVM, VMIsDown
+from vdsm_storage.errors import (
+    AgentError,
+    CannotPrepareImage,
+    CommandError,
+    LibvirtFailure,
+    NoSuchVM,
+    VMIsDown,
+)
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_model import VmError, Why
 from vdsm_storage.images import layers
+from vdsm_storage.images import metadata as md
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import records
@@ -28,6 +36,7 @@ from vdsm_storage.vms.drives import METADATA, Drive, VolumePath, volume_of
 from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.records import Record
 from vdsm_storage.vms.registry import Definition, Registry
+from vdsm_storage.vms.transient import Transients
 
 TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
 SETTLE: Final = 60.0  # seconds to wait for libvirt to tell what became of a change
@@ -53,6 +62,7 @@ class DiskTools:
     prepare: Callable[[str, str, str], str]
     teardown: Callable[[str, str, str], None]
     holdings: Holdings
+    transients: Transients
     locks: Locks
     runner: Runner
     clock: Clock
@@ -60,11 +70,12 @@ class DiskTools:
 
 @dataclass(frozen=True)
 class Usable:
-    """A volume that a VM may open: its path, its format as metadata have it, where it lies."""
+    """A volume that a VM may open: its path, its format and role as metadata have them."""
 
     path: str
     format: str
     block: bool
+    voltype: str
 
 
 class Keeping:
@@ -145,8 +156,10 @@ class Keeping:
 
     # -- volumes -----------------------------------------------------------------------------
 
-    def prepare(self, vm: str, volume: VolumePath) -> Usable:
-        """For a VM, until release() or the VM's end.
+    def prepare(
+        self, vm: str, volume: VolumePath, *, transient: bool = False
+    ) -> Usable:
+        """For a VM, until release() or the VM's end; `transient`: what it writes is forgotten.
 
         libvirt and QEMU open what the headers of a chain name: they are checked before.
         Raises CannotPrepareImage (1630).
@@ -157,12 +170,16 @@ class Keeping:
             path = tools.prepare(volume.domain, volume.image, volume.volume)
             store = tools.find_store(volume.domain)
             layers.check_below(store, volume.image, volume.volume)
-            fmt = store.load(volume.image, volume.volume).format
-        except AgentError as error:
+            metadata = store.load(volume.image, volume.volume)
+            if transient:
+                fmt = layers.qemu_format(metadata)
+                path = tools.transients.make(vm, volume.volume, path, fmt, metadata.capacity)
+                return Usable(path, md.COW, block=False, voltype=md.LEAF)
+        except (AgentError, CommandError, OSError) as error:
             raise CannotPrepareImage(
                 volume=volume.volume, image=volume.image, reason=error
             ) from error
-        return Usable(path, fmt, store.is_block)
+        return Usable(path, metadata.format, store.is_block, metadata.voltype)
 
     def release(self, vm: str, volume: VolumePath) -> None:
         """A VM has it no more: tear the image down, unless another VM has it, or this one by
@@ -180,6 +197,7 @@ class Keeping:
             log.info("Volume %s stays prepared for VM %s", volume.volume, ", ".join(users))
         else:
             self._tools.teardown(volume.domain, volume.image, volume.volume)
+        self._tools.transients.remove(vm, volume.volume)
         if vm not in users:
             self._tools.holdings.drop(vm, volume)
 
