@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -287,6 +289,27 @@ def test_refresh(lab: VmLab, paused: Machine) -> None:
     assert found == size
     missing = {**pdiv(lab, disk), "imageID": new_id()}
     lab.fails(13, "VM.refresh_disk", vmID=paused.id, drive=missing)
+
+
+def test_alignment(lab: VmLab, paused: Machine) -> None:
+    """Through qcow2: the table is where the guest has it."""
+    disk, none = lab.disk(filled=False), paused.disks[0]
+    entry = "<4sB3sII"
+    table = b"".join(
+        struct.pack(entry, bytes(4), 0x83, bytes(3), start, 8) for start in (63, 2048)
+    )
+    raw = lab.agent.dir / "table"
+    raw.write_bytes(table.ljust(64, b"\0").rjust(510, b"\0") + b"\x55\xaa" + bytes(4 * MIB))
+    path = lab.prepare(disk)
+    fill = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", str(raw), path]
+    subprocess.run(fill, check=True, timeout=60)
+    lab.call("Image.teardown", **lab.world.ids(disk.image, disk.leaf))
+    verb = "VM.getDiskAlignment"
+    found = lab.call(verb, vmID=NO_VM, disk=pdiv(lab, disk))
+    assert found == {"/dev/sda1": False, "/dev/sda2": True}
+    assert lab.call(verb, vmID=paused.id, disk=pdiv(lab, none)) == {}
+    lab.fails(1, verb, vmID=new_id(), disk=pdiv(lab, disk))
+    lab.fails(201, verb, vmID=NO_VM, disk={**pdiv(lab, disk), "volumeID": new_id()})
 
 
 # -- kill -9 ---------------------------------------------------------------------------------

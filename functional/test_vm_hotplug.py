@@ -7,6 +7,7 @@ asked for; a virtio disk is the guest's to give back.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -297,6 +298,24 @@ def test_libvirt_goes_away_meanwhile(lab: VmLab, paused: Machine, how: str) -> N
         assert "sdb" in targets(paused)
     if "sdb" in targets(paused):
         unplug(lab, paused, disk)
+
+
+def test_qemu_hangs_meanwhile(lab: VmLab, paused: Machine) -> None:
+    """Nothing is concluded before it has answered."""
+    disk = lab.disk(filled=False)
+    qemu = lab.libvirtd.qemu(paused.guest.plan.name)
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        thread, codes = attempt(lab, paused, disk)
+        time.sleep(7.0)  # longer than a call of libvirt's may take here
+        assert not codes
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    thread.join(BOUND)
+    assert codes == [0]
+    assert "sdb" in targets(paused)
+    assert records(paused)["sdb"] == pdiv(lab, disk)
+    unplug(lab, paused, disk)
 
 
 # -- with a guest ----------------------------------------------------------------------------

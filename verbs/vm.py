@@ -121,6 +121,13 @@ def refresh_disk(ctx: Context, vmID: str, drive: Mapping[str, Any]) -> dict[str,
     return ctx.services.disks.sizes.refresh(vmID, drive)
 
 
+def getDiskAlignment(ctx: Context, vmID: str, disk: Mapping[str, Any]) -> dict[str, bool]:
+    """Also with the zero UUID, which stands for no VM."""
+    if vmID != BLANK:
+        ctx.services.vms.registry.state(vmID)
+    return ctx.services.volumes.alignment(disk["domainID"], disk["imageID"], disk["volumeID"])
+
+
 def _vm(ctx: Context, vm: str) -> dict[str, Any]:
     """As little as replies hold of a VM."""
     state = ctx.services.vms.registry.state(vm)
@@ -165,6 +172,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.updateDevice": Verb(updateDevice, lane=VM),
     "VM.diskSizeExtend": Verb(diskSizeExtend, lane=VM),
     "VM.refresh_disk": Verb(refresh_disk, lane=VM),
+    "VM.getDiskAlignment": Verb(getDiskAlignment, lane="disk.domainID"),
     "VM.setIoTune": Verb(setIoTune, lane=VM),
     "VM.getIoTune": Verb(getIoTune, lane=VM),
     "VM.getIoTunePolicy": Verb(getIoTunePolicy, lane=VM),
