@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import pytest
 
 from functional.processes import AgentProcess
 from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
+from functional.vm_work import Log, ask, check_chain, drive, end, follow, leaves, path_of, snapshot
 from functional.walk import STEPS
 from functional.world import MIB, RAW, new_id
 from vdsm_storage.rpc.client import NoResponse
@@ -63,113 +63,7 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
         check_chain(lab, disk)
 
 
-def follow(lab: VmLab, machine: Machine, disk: VmDisk) -> None:
-    """Learn from the XML which volume the guest writes to; others that were made are deleted."""
-    xml = machine.guest.domain.XMLDesc()
-    chain = re.findall(rf"<source file='[^']*/{disk.image}/([0-9a-f-]+)'", xml)
-    assert chain
-    disk.volumes = chain[::-1]
-    for volume in set(lab.world.volumes(disk.image)) - set(chain):
-        names = lab.world.ids(disk.image, volume)
-        assert lab.world.task("Volume.delete", **names, postZero="false", force="false") == ""
-
-
-def check_chain(lab: VmLab, disk: VmDisk) -> None:
-    """Metadata and headers agree; no volume but the leaf, which the guest writes, is damaged."""
-    for parent, volume in zip(disk.volumes, disk.volumes[1:], strict=False):
-        info = lab.world.info(disk.image, volume)
-        assert (info["parent"], info["legality"]) == (parent, "LEGAL")
-    for volume in disk.volumes[:-1]:
-        path = path_of(lab, disk, volume)
-        subprocess.run(["qemu-img", "check", "-q", "-U", path], check=True, timeout=60)
-
-
-def path_of(lab: VmLab, disk: VmDisk, volume: str) -> str:
-    domain = lab.world.places[lab.world.main].spec
-    return f"{domain}/{lab.world.main}/images/{disk.image}/{volume}"
-
-
 # -- snapshots and what becomes of them ------------------------------------------------------
-
-
-def ask(
-    lab: VmLab, machine: Machine, disks: list[VmDisk] | None = None, job: str = "", **more: Any
-) -> str:
-    """Make new volumes and ask for a snapshot; returns the job."""
-    job = job or new_id()
-    drives = [drive(lab, disk) for disk in (machine.disks if disks is None else disks)]
-    lab.call("VM.snapshot", vmID=machine.id, snapDrives=drives, jobUUID=job, **more)
-    return job
-
-
-def drive(lab: VmLab, disk: VmDisk) -> dict[str, str]:
-    return {
-        "domainID": lab.world.main, "imageID": disk.image, "baseVolumeID": disk.leaf,
-        "volumeID": lab.new_leaf(disk),
-    }  # fmt: skip
-
-
-def end(lab: VmLab, job: str) -> dict[str, Any]:
-    """The job when it has ended."""
-    found: dict[str, Any] = {}
-
-    def ended() -> bool:
-        nonlocal found
-        found = lab.call("Host.getJobs", job_type="virt", job_ids=[job])[job]
-        return found["status"] in ("done", "failed", "aborted")
-
-    lab.wait(ended, "the job to end", PATIENCE)
-    return found
-
-
-def snapshot(lab: VmLab, machine: Machine, **more: Any) -> dict[str, Any]:
-    """One that succeeds; `machine.disks` know the new leaves."""
-    found = end(lab, ask(lab, machine, **more))
-    assert found["status"] == "done", found
-    for disk in machine.disks:
-        follow(lab, machine, disk)
-    return found
-
-
-def leaves(machine: Machine) -> set[str]:
-    """The volumes that the guest writes to, by libvirt."""
-    xml = re.sub(r"<backingStore.*?</disk>", "", machine.guest.domain.XMLDesc(), flags=re.DOTALL)
-    return set(re.findall(r"<source file='[^']*/([0-9a-f-]{36})'", xml))
-
-
-class Log:
-    """The guest writes numbered lines to both disks; each is acknowledged when it is on disk."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._guest = machine.guest
-        self.acked = 0
-        append = "dd oflag=append conv=notrunc,fsync 2>/dev/null"
-        self._guest.run("rm -f /mnt/vd?/log; sync")
-        self._guest.send(
-            f"(i=0; while i=$((i+1)); do echo $i | {append} of=/mnt/vda/log &&"
-            f" echo $i | {append} of=/mnt/vdb/log && echo ack $i; done) & writer=$!"
-        )
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-        self.wait(3)
-
-    def wait(self, more: int) -> int:
-        """Until so many more lines are on disk; returns how many are."""
-        wanted, limit = self.acked + more, time.monotonic() + PATIENCE
-        while self.acked < wanted:
-            assert time.monotonic() < limit, "the guest does not write"
-            time.sleep(0.01)
-        return self.acked
-
-    def _read(self) -> None:
-        while (line := self._guest.line()) != "stopped":
-            if line.startswith("ack "):
-                self.acked = int(line[4:])
-
-    def stop(self) -> None:
-        self._guest.send("kill $writer; sleep 0.5; echo; echo stopped")
-        self._thread.join()
-        assert self._guest.line() == "=0"
 
 
 def read_log(lab: VmLab, path: str, *, clean: bool = True) -> int:

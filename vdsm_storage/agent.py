@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vdsm_storage.base import files
@@ -36,9 +36,9 @@ from vdsm_storage.images.copy_external import ExternalCopying
 from vdsm_storage.images.data import Data
 from vdsm_storage.images.guard import Guard
 from vdsm_storage.images.images import Images
-from vdsm_storage.images.store import Store
 from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
+from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.hostjobs import Jobs
 from vdsm_storage.jobs.journal import JOB, Entry, Journal
 from vdsm_storage.jobs.operation import CrashPoints, Kind
@@ -133,7 +133,7 @@ class Agent:
         storage.watch(health, self._recover, mailbox.close)
         volumes = Volumes(find, qemu_img, self._leases, locks, config, runner)
         images = Images(volumes, os.path.join(config.paths.run, "storage"))
-        vms = self._vm_services(locks, find, images)
+        vms = self._vm_services(volumes.shop, images)
         facts = HostFacts(
             KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
             block.network.multipath.health, vms.registry.counts,
@@ -185,16 +185,14 @@ class Agent:
         timeout = self._config.vms.unplug_timeout
         return VmDisks(DiskBase(tools, self._lanes, guard, looking, leases.spec, timeout))
 
-    def _vm_services(
-        self, locks: Locks, find: Callable[[str], Store], images: Images
-    ) -> VmServices:
+    def _vm_services(self, shop: Workshop, images: Images) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:
             return images.prepare(domain, image, volume)["path"]
 
         vms = LibvirtVms(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
-        below = VmBase(self._config, self._clock, self._lanes, vms, publish, locks, runner)
-        return VmServices(below, find, prepare)
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
+        return VmServices(below, shop, prepare)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes

@@ -1120,9 +1120,14 @@ class DiskRefreshNotSupported(AgentError):
     template = "Disk {disk} of VM {vm} cannot be refreshed: {reason}"
 
 
-class ImageFileNotFound(AgentError):
+class DriveNotFound(AgentError):
     code = 13
     template = "VM {vm} has no such disk ({disk})"
+
+
+class MergeFailed(AgentError):
+    code = 52
+    template = "Volume {top} was not merged into {base}: {reason}"
 
 
 class UnsupportedGuestOperation(AgentError):

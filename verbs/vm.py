@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vdsm_storage.base.units import MIB
 from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.errors import InvalidParams, SnapshotFailed, ValueOutOfRange
 from vdsm_storage.leases.external import LeaseRef
@@ -16,6 +17,7 @@ from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 from vdsm_storage.vms.change_cd import CDROM, FLOPPY
 from vdsm_storage.vms.memory import MemoryVolumes
+from vdsm_storage.vms.merge import LiveMerge
 from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
 
 VM = "vmID"
@@ -65,6 +67,28 @@ def snapshot(
         vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0, memory
     )
     ctx.services.vms.snapshot(request, jobUUID)
+
+
+def merge(
+    ctx: Context,
+    vmID: str,
+    drive: Mapping[str, Any],
+    baseVolUUID: str,
+    topVolUUID: str,
+    bandwidth: int = 0,
+    jobUUID: str | None = None,
+) -> None:
+    """`bandwidth` is in MiB a second."""
+    asked = LiveMerge(
+        vm=vmID,
+        domain=drive["domainID"],
+        image=drive["imageID"],
+        leaf=drive["volumeID"],
+        base=baseVolUUID,
+        top=topVolUUID,
+        bandwidth=int(bandwidth) * MIB,
+    )
+    ctx.services.vms.merges.start(asked, jobUUID or new_uuid())
 
 
 # -- disks and leases --------------------------------------------------------------------------
@@ -163,6 +187,9 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.freeze": Verb(freeze, lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
     "VM.snapshot": Verb(snapshot, lane=VM),
+    "VM.merge": Verb(merge, lane=VM),
+
+
     "VM.hotplugDisk": Verb(hotplugDisk, lane=VM),
     "VM.hotunplugDisk": Verb(hotunplugDisk, lane=VM),
     "VM.hotplugLease": Verb(hotplugLease, lane=VM),

@@ -70,6 +70,15 @@ class BulkStats:
     values: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class BlockJob:
+    """A block job of a disk: `done` of `total` bytes, `bandwidth` in bytes a second, 0 for any."""
+
+    done: int
+    total: int
+    bandwidth: int
+
+
 class Change(enum.Enum):
     """What may have happened to a VM."""
 

@@ -13,7 +13,15 @@ from typing import Any, Final, TypeVar
 import libvirt
 
 from vdsm_storage.host.libvirt import Libvirt
-from vdsm_storage.host.libvirt_model import BulkStats, Change, VmError, VmEvent, VmState, Why
+from vdsm_storage.host.libvirt_model import (
+    BlockJob,
+    BulkStats,
+    Change,
+    VmError,
+    VmEvent,
+    VmState,
+    Why,
+)
 
 # Seconds of libvirt's own synchronisation with an agent, before a command is sent.
 SYNC: Final = 5.0
@@ -153,6 +161,41 @@ class LibvirtVms:
             domain.snapshotCreateXML(xml, flags)
 
         self._on(vm, "snapshot a VM", call, timeout)
+
+    def commit(
+        self, vm: str, disk: str, base: str, top: str, bandwidth: int, *, active: bool
+    ) -> None:
+        """Begin to merge the file `top` of a disk into `base`, one below it.  An `active` top is
+        the disk's own file: that goes on until `pivot`.  `bandwidth` in bytes a second, 0 for no
+        limit."""
+        flags = (
+            libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE  # other hosts have other paths
+            | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        )
+        if active:
+            flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+
+        def call(domain: Any) -> None:
+            domain.blockCommit(disk, base, top, bandwidth, flags)
+
+        self._on(vm, "merge a disk", call)
+
+    def block_job(self, vm: str, disk: str) -> BlockJob | None:
+        """What is done to a disk; None when nothing is."""
+
+        def call(domain: Any) -> BlockJob | None:
+            found = domain.blockJobInfo(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+            return BlockJob(found["cur"], found["end"], found["bandwidth"]) if found else None
+
+        return self._on(vm, "job of a disk", call)
+
+    def pivot(self, vm: str, disk: str) -> None:
+        """End a merge that is ready: the guest goes on in the lower file."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        self._on(vm, "end a merge", lambda domain: domain.blockJobAbort(disk, flags))
+
+    def abort_block_job(self, vm: str, disk: str) -> None:
+        self._on(vm, "stop a merge", lambda domain: domain.blockJobAbort(disk, 0))
 
     def busy(self, vm: str) -> bool:
         """Whether libvirt is still at work on the VM: a call of ours that nobody waits for."""

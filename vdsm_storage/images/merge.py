@@ -32,7 +32,7 @@ from vdsm_storage.images.bitmap_merge import BitmapMerge
 from vdsm_storage.images.chain import Subchain
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.sizing import CHUNK
-from vdsm_storage.images.store import Store
+from vdsm_storage.images.store import Progress, Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 
@@ -141,27 +141,8 @@ class Merging:
                 metadata.with_(legality=md.ILLEGAL, capacity=capacity),
             )
             op.step("marked")
-            self._extend(op, store, sub, capacity)
+            make_room(store, self._qemu_img, sub, capacity, op.progress)
             op.step("extended", abortable=False)
-
-    def _extend(self, op: Operation, store: Store, sub: Subchain, capacity: int) -> None:
-        """Room in base for what top brings."""
-        base, size = sub.base, store.sizes(sub.base.image, sub.base.volume).apparent
-        preallocate = base.metadata.type == md.PREALLOCATED
-        if not base.is_cow:
-            if capacity > size:
-                store.resize(base.image, base.volume, capacity, preallocate, op.progress)
-            return
-        if not store.is_block:
-            return  # a file grows when it is written; commit gives the image its new capacity
-        names = [member.volume for member in (*sub.below, base, sub.top)]
-        with guard.active(store, base.image, names, prepared=False):
-            both = [layers.layer(store, base), layers.layer(store, sub.top)]
-            needed = self._qemu_img.measure_layers(both, QCOW2)
-        wanted = needed.required + needed.bitmaps + (0 if sub.child else CHUNK)
-        wanted = min(wanted, round_up(needed.fully_allocated + needed.bitmaps, MIB))
-        if wanted > size:
-            store.resize(base.image, base.volume, wanted, False, op.progress)
 
     def _recover_prepare(self, op: Operation) -> bool:
         """Give base its legality and capacity back; room that it got stays, it does no harm."""
@@ -307,6 +288,28 @@ class Merging:
             if op.params["top"] in store.volumes(base.image):
                 self._finish(op, store)
         return True
+
+
+def make_room(
+    store: Store, qemu_img: QemuImg, sub: Subchain, capacity: int, progress: Progress
+) -> None:
+    """Room in base for what top brings, and no more.  Called with the domain's lock held."""
+    base, size = sub.base, store.sizes(sub.base.image, sub.base.volume).apparent
+    preallocate = base.metadata.type == md.PREALLOCATED
+    if not base.is_cow:
+        if capacity > size:
+            store.resize(base.image, base.volume, capacity, preallocate, progress)
+        return
+    if not store.is_block:
+        return  # a file grows when it is written; commit gives the image its new capacity
+    names = [member.volume for member in (*sub.below, base, sub.top)]
+    with guard.active(store, base.image, names, prepared=False):
+        both = [layers.layer(store, base), layers.layer(store, sub.top)]
+        needed = qemu_img.measure_layers(both, QCOW2)
+    wanted = needed.required + needed.bitmaps + (0 if sub.child else CHUNK)
+    wanted = min(wanted, round_up(needed.fully_allocated + needed.bitmaps, MIB))
+    if wanted > size:
+        store.resize(base.image, base.volume, wanted, False, progress)
 
 
 def _base(op: Operation) -> VolumeRef:

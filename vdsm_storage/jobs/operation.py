@@ -24,6 +24,10 @@ from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.jobs.journal import Entry, Journal
 
 
+class StillGoing(Exception):  # noqa: N818 - what it is, not that it is one
+    """From `recover`: what was begun before the restart goes on by itself; ask again later."""
+
+
 class CrashPoints:
     """Kills this process at one named point (`kind:step`), for tests.  Unarmed in production.
 

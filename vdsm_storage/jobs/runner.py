@@ -20,7 +20,7 @@ from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import ActionStopped, AgentError, JobExists, TaskAborted, agent_error
 from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.journal import Entry, Journal
-from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation
+from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation, StillGoing
 
 log = logging.getLogger("jobs")
 
@@ -249,6 +249,10 @@ class Runner:
         log.info("Recovering %s %s (%s)", entry.verb, entry.id, entry.kind)
         try:
             completed = self._recover_kind(running)
+        except StillGoing as going:
+            log.info("%s %s goes on: %s", entry.verb, entry.id, going)
+            running.interrupted = True
+            return
         except Exception:
             log.exception("Recovery of %s %s failed; it is tried again", entry.verb, entry.id)
             running.interrupted = True

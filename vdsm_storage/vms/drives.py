@@ -46,11 +46,18 @@ class Drive:
     transient: bool = False
     shared: bool = False
     leased: bool = False  # the VM holds a lease on one of its volumes
+    ready: bool = False  # a merge or a copy of it is in step and waits for its end
 
     @property
     def volume(self) -> VolumePath | None:
         """The managed volume that the guest writes to."""
         return volume_of(self.path)
+
+    @property
+    def volumes(self) -> list[str]:
+        """The managed volumes of its chain, from the top down."""
+        found = (volume_of(path) for path in self.chain)
+        return [each.volume for each in found if each is not None]
 
     def is_volume(self, domain: str, image: str, volume: str) -> bool:
         return self.volume == VolumePath(domain, image, volume)
@@ -85,6 +92,7 @@ def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
     alias = disk.find("alias")
     chain = list(_chain(disk))
     volumes = {path.rpartition("/")[2] for path in chain}
+    mirror = disk.find("mirror")
     return Drive(
         name=name,
         device=disk.get("device", "disk"),
@@ -97,6 +105,7 @@ def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
         readonly=disk.find("readonly") is not None,
         transient=disk.find("transient") is not None or name in transient,
         shared=disk.find("shareable") is not None,
+        ready=mirror is not None and mirror.get("ready") == "yes",
         leased=not leases.isdisjoint(volumes),
     )
 

@@ -20,7 +20,7 @@ from vdsm_storage.errors import (
     BadDiskResizeParameter,
     CannotRefreshDisk,
     DiskRefreshNotSupported,
-    ImageFileNotFound,
+    DriveNotFound,
     LibvirtTimeout,
     LibvirtUnavailable,
     NoSuchVM,
@@ -181,7 +181,7 @@ class Resizing:
                 if spec.get("volumeID") and volume and volume.volume != spec["volumeID"]:
                     continue
                 return drive
-        raise ImageFileNotFound(vm=vm, disk=describe(spec))
+        raise DriveNotFound(vm=vm, disk=describe(spec))
 
     # -- raw, and what is not managed --------------------------------------------------------
 

@@ -11,16 +11,16 @@ from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
-from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.errors import AgentError
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
 from vdsm_storage.host.libvirt_vms import LibvirtVms
-from vdsm_storage.images.store import Store
+from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
+from vdsm_storage.vms.merge import Merges
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import Snapshots, Tools
 from vdsm_storage.vms.snapshot_request import SnapshotRequest
@@ -42,20 +42,20 @@ class VmBase:
     lanes: Lanes
     libvirt: LibvirtVms
     publish: Publish
-    locks: Locks
     runner: Runner
 
 
 class VmServices:
     """Order in agent.py: build, then start libvirt, then `start`.
 
-    `prepare(domain, image, volume)` makes a volume usable on this host and returns its path.
+    `shop` is what volumes are changed with; `prepare(domain, image, volume)` makes one usable on
+    this host and returns its path.
     """
 
     def __init__(
         self,
         base: VmBase,
-        find_store: Callable[[str], Store],
+        shop: Workshop,
         prepare: Callable[[str, str, str], str],
     ) -> None:
         config = base.config
@@ -72,15 +72,18 @@ class VmServices:
         )
         self._guard = Guard(self.freezing, base.lanes, base.clock)
         tools = Tools(
-            base.libvirt, self.registry, self.freezing, find_store, prepare, base.clock
+            base.libvirt, self.registry, self.freezing, shop.find_store, prepare, base.clock
         )
-        self._snapshots = Snapshots(tools, config.vms, base.locks)
+        self._snapshots = Snapshots(tools, config.vms, shop.locks)
+        self.merges = Merges(base.libvirt, self.registry, shop, base.runner, base.clock)
         self._runner = base.runner
-        self.stats = Statistics(base.libvirt, self.registry, base.clock, self.freezing.age)
+        self.stats = Statistics(
+            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs
+        )
         self.registry.watch(self._event, self._guard.hurry)
 
     def kinds(self) -> Sequence[Kind]:
-        return self._snapshots.kinds()
+        return (*self._snapshots.kinds(), *self.merges.kinds())
 
     def start(self) -> None:
         if self.registry.enabled:

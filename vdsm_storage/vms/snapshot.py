@@ -37,7 +37,7 @@ from vdsm_storage.host.libvirt_model import VmError
 from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.store import Store
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import Kind, Operation, StillGoing
 from vdsm_storage.vms import frozen, metadata
 from vdsm_storage.vms.drives import METADATA
 from vdsm_storage.vms.freeze import Freezing
@@ -318,7 +318,7 @@ class Snapshots:
             store.release(memory.conf_image, [memory.conf_volume])
 
 
-class _StillBusyError(Exception):
+class _StillBusyError(StillGoing):
     """It cannot be told yet what became of a snapshot."""
 
 

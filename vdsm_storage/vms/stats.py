@@ -39,7 +39,8 @@ class _Sample:
 
 
 class Statistics:
-    """`freeze_age(vm)` tells for how many seconds a guest is frozen, None when it is not."""
+    """`freeze_age(vm)` tells for how many seconds a guest is frozen, None when it is not;
+    `jobs(vm)` its block jobs."""
 
     def __init__(
         self,
@@ -47,11 +48,13 @@ class Statistics:
         registry: Registry,
         clock: Clock,
         freeze_age: Callable[[str], float | None],
+        jobs: Callable[[str], dict[str, dict[str, Any]]],
     ) -> None:
         self._vms = vms
         self._registry = registry
         self._clock = clock
         self._freeze_age = freeze_age
+        self._jobs = jobs
         self._lock = threading.Lock()
         self._samples: dict[str, _Sample] = {}
 
@@ -107,7 +110,7 @@ class Statistics:
             "monitorResponse": "0" if _answered(values, definition.drives) else "-1",
             "pauseCode": self.pause_code(found.id, state, int(values.get("state.reason", 0))),
             "vcpuCount": str(values.get("vcpu.current", 1)),
-            "vmJobs": {},
+            "vmJobs": self._jobs(found.id),
             "disks": _disks(values, before.values, definition.drives, seconds),
             **_cpu(values, before.values, seconds),
             **_memory(values),
