@@ -18,6 +18,9 @@ from functional.walk import STEPS
 from functional.world import new_id
 from vdsm_storage.rpc.client import NoResponse
 
+# The laboratory's image, whose kernel the guests have, may have to be made first.
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def lab(
@@ -43,8 +46,7 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
             snapshot(lab, booted, disks=booted.disks[:1])
         size = 6 if layer == 2 else 2
         booted.guest.run(
-            f"dd if=/dev/urandom of=/mnt/vda/layer{layer} bs=1M count={size} conv=fsync"
-            " 2>/dev/null"
+            f"dd if=/dev/urandom of=/mnt/vda/layer{layer} bs=1M count={size} conv=fsync 2>/dev/null"
         )
     booted.guest.run("sha256sum /mnt/vda/layer* >/run/layers")
     yield booted
@@ -57,9 +59,7 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
     assert lab.stats(booted.id)["vmJobs"] == {}
 
 
-def begin(
-    lab: VmLab, machine: Machine, base: str, top: str, *, job: str = "", **more: Any
-) -> str:
+def begin(lab: VmLab, machine: Machine, base: str, top: str, *, job: str = "", **more: Any) -> str:
     """Returns the job."""
     disk, job = machine.disks[0], job or new_id()
     lab.call(

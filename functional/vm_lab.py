@@ -16,6 +16,7 @@ import pytest
 from functional.guests.guest import Disk, Guest, Guests, Plan
 from functional.guests.libvirtd import Libvirtd
 from functional.guests.ram import boot
+from functional.lab.guest import why_not
 from functional.processes import AgentProcess
 from functional.world import COW, SPARSE, World, new_id
 from vdsm_storage.rpc.client import RemoteError
@@ -158,6 +159,8 @@ def vm_lab(
     kind: str = "local", **settings: str,
 ) -> Iterator[VmLab]:  # fmt: skip
     """`make_server(kind)` gives the storage of each domain."""
+    if reason := why_not():
+        pytest.skip(reason)
     libvirtd = Libvirtd(workdir / "v")
     libvirtd.start()
     try:

@@ -1125,6 +1125,16 @@ class DriveNotFound(AgentError):
     template = "VM {vm} has no such disk ({disk})"
 
 
+class VMDestroyFailed(AgentError):
+    code = 42
+    template = "VM {vm} could not be ended: {reason}"
+
+
+class ResetFailed(AgentError):
+    code = 90
+    template = "VM {vm} could not be reset: {reason}"
+
+
 class MergeFailed(AgentError):
     code = 52
     template = "Volume {top} was not merged into {base}: {reason}"
