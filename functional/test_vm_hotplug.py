@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from functional.nbd import NbdServer
 from functional.processes import AgentProcess
 from functional.vm_disks import (
     CDROM,
@@ -121,6 +122,26 @@ def test_disk_by_path(lab: VmLab, paused: Machine, workdir: Path) -> None:
         assert (disk.image in prepared(lab)) == bool(image)
         named = {"vmId": paused.id, "drive": {"name": "sdb"}}
         lab.call("VM.hotunplugDisk", vmID=paused.id, params=named)
+
+
+def test_network_disk(lab: VmLab, paused: Machine, workdir: Path) -> None:
+    """It is taken as it is: what serves it is not this agent's."""
+    image = new_id()
+    with NbdServer(workdir, MIB) as server:
+        xml = (
+            "<hotplug><devices><disk type='network' device='disk'>"
+            "<driver name='qemu' type='raw' cache='none'/><source protocol='nbd'>"
+            f"<host transport='unix' socket='{server.socket}'/></source>"
+            f"<target dev='sdb' bus='scsi'/><alias name='ua-{image}'/></disk></devices></hotplug>"
+        )
+        params = {"vmId": paused.id, "xml": xml}
+        lab.call("VM.hotplugDisk", vmID=paused.id, params=params)
+        assert paused.guest.domain.blockInfo("sdb")[0] == MIB
+        assert "sdb" not in records(paused)
+        unplug(lab, paused, VmDisk(image, []))
+        assert "sdb" not in targets(paused)
+    params["xml"] = xml.replace(str(server.socket), "/nowhere")
+    lab.fails(45, "VM.hotplugDisk", vmID=paused.id, params=params)
 
 
 def test_what_cannot_be_added(lab: VmLab, paused: Machine) -> None:
