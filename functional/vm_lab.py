@@ -156,8 +156,9 @@ class VmLab:
 @contextlib.contextmanager
 def vm_lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any],
-    **settings: str,
+    kind: str = "local", **settings: str,
 ) -> Iterator[VmLab]:  # fmt: skip
+    """`make_server(kind)` gives the storage of each domain."""
     if reason := why_not():
         pytest.skip(reason)
     libvirtd = Libvirtd(workdir / "v")
@@ -168,7 +169,7 @@ def vm_lab(
             libvirt__keepalive_interval="1", libvirt__keepalive_count="2",
             libvirt__timeout="5", **settings,
         )  # fmt: skip
-        lab = VmLab(libvirtd, World(agent, [make_server("local") for _ in range(2)], attach=True))
+        lab = VmLab(libvirtd, World(agent, [make_server(kind) for _ in range(2)], attach=True))
         try:
             yield lab
         finally:

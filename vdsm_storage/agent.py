@@ -28,8 +28,9 @@ from vdsm_storage.host.imageio import ImageTickets
 from vdsm_storage.host.kernel_files import KernelFiles
 from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
+from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
-from vdsm_storage.host.qemu_img import QemuImg
+from vdsm_storage.host.qemu_img import NewImage, QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.host.sanlock_daemon import SanlockDaemon
@@ -72,8 +73,13 @@ from vdsm_storage.secrets.store import Forgetful
 from vdsm_storage.secrets.store import Store as SecretStore
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
+from vdsm_storage.vms.disks import DiskBase, VmDisks
+from vdsm_storage.vms.holdings import Holdings
+from vdsm_storage.vms.keeping import DiskTools
 from vdsm_storage.vms.merge_storage import MergeStorage
+from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
+from vdsm_storage.vms.transient import Transients
 
 log = logging.getLogger("agent")
 
@@ -130,8 +136,7 @@ class Agent:
         leasing = DomainLeasing(self._lockspaces, self._leases, clock)
         block = self._block_tools()
         storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
-        registry = storage.registry
-        find = registry.find_store
+        registry, find = storage.registry, storage.registry.find_store
         health = Health(
             registry, lanes, clock, config.storage.monitor_interval,
             self._domain_changed, self._domain_usable,
@@ -155,7 +160,8 @@ class Agent:
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
-        for part in (storage, volumes, data, external, leases, self._streams, vms):
+        disks = self._vm_disks(vms, volumes, images, storage, guard, leases)
+        for part in (storage, volumes, data, external, leases, self._streams, vms, disks):
             runner.add_kinds(part.kinds())
         return Services(
             config=config,
@@ -171,7 +177,30 @@ class Agent:
             jobs=Jobs(runner, clock, config.storage.job_keep),
             secrets=self._secrets,
             vms=vms,
+            disks=disks,
         )
+
+    def _vm_disks(
+        self, vms: VmServices, volumes: Volumes, images: Images, storage: DomainServices,
+        guard: Guard, leases: ExternalLeases,
+    ) -> VmDisks:  # fmt: skip
+        def overlay(path: str, backing: str, fmt: str, size: int) -> None:
+            new = NewImage(path, "qcow2", size, backing=backing, backing_format=fmt)
+            volumes.shop.qemu.create(new)
+
+        paths = self._config.paths
+        tools = DiskTools(
+            LibvirtDisks(self._libvirt), vms.registry, storage.registry.find_store,
+            lambda *names: images.prepare(*names)["path"], images.teardown,
+            Holdings(os.path.join(paths.run, "holdings")),
+            Transients(os.path.join(paths.state, "transient"), overlay),
+            volumes.shop.locks, self._runner, self._clock,
+        )  # fmt: skip
+        looking = Looking(
+            storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
+        )
+        timeout = self._config.vms.unplug_timeout
+        return VmDisks(DiskBase(tools, self._lanes, guard, looking, leases.spec, timeout))
 
     def _vm_services(self, shop: Workshop, images: Images, merging: MergeStorage) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:
@@ -242,6 +271,7 @@ class Agent:
         self._leases.lost.start(self._leases_lost)
         self._libvirt.start()
         self._services.vms.start()
+        self._services.disks.start()
         await asyncio.gather(*starting, asyncio.to_thread(self._libvirt.wait_tried))
         self._recovered = True
         self._recovery = asyncio.create_task(self._keep_recovering())
@@ -267,6 +297,7 @@ class Agent:
         self._settler.stop(SETTLE_SECONDS)
         self._secrets.close()
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._services.disks.close()
         self._services.vms.close()
         self._libvirt.stop()
         self._event_loop.stop()

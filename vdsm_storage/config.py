@@ -155,6 +155,8 @@ class Vms:
     freeze_limit: float = 300.0
     # Seconds that libvirt may take to switch the disks of a VM to new volumes.
     snapshot_timeout: float = 300.0
+    # Seconds that a guest may take to give back a disk that is taken away from it.
+    unplug_timeout: float = 30.0
 
 
 @dataclass

@@ -1065,7 +1065,7 @@ class VMIsDown(AgentError):
 
 class ImageFileNotFound(AgentError):
     code = 13
-    template = "VM {vm} has no disk that writes to volume {volume} of image {image}"
+    template = "VM {vm} has no such disk ({disk})"
 
 
 class NonResponsiveGuestAgent(AgentError):
@@ -1073,14 +1073,74 @@ class NonResponsiveGuestAgent(AgentError):
     template = "The guest agent of VM {vm} does not answer: {reason}"
 
 
-class UnsupportedDriveType(AgentError):
-    code = 36
-    template = "Disk {drive} of VM {vm} is of the kind {kind}, which cannot do that"
-
-
 class SnapshotFailed(AgentError):
     code = 48
     template = "VM {vm} was not snapshotted: {reason}"
+
+
+class UnsupportedDriveType(AgentError):
+    code = 36
+    template = "VM {vm}: {operation} is not possible for disk {disk}: {reason}"
+
+
+class ChangeDiskFailed(AgentError):
+    code = 41
+    template = "The medium of VM {vm} was not changed: {reason}"
+
+
+class HotplugDiskFailed(AgentError):
+    code = 45
+    template = "No disk was added to VM {vm}: {reason}"
+
+
+class HotunplugDiskFailed(AgentError):
+    code = 46
+    template = "No disk was taken from VM {vm}: {reason}"
+
+
+class UpdateDeviceFailed(AgentError):
+    code = 56
+    template = "The device of VM {vm} was not changed: {reason}"
+
+
+class BadDiskResizeParameter(AgentError):
+    code = 58
+    template = "Disk {disk} of VM {vm} was not resized to {size} bytes: {reason}"
+
+
+class UpdateVMPolicyFailed(AgentError):
+    code = 63
+    template = "The policy of VM {vm} was not changed: {reason}"
+
+
+class UpdateIOTuneError(AgentError):
+    code = 64
+    template = "The limits of VM {vm} were not changed: {reason}"
+
+
+class HotplugLeaseFailed(AgentError):
+    code = 86
+    template = "VM {vm} was not given lease {lease}: {reason}"
+
+
+class HotunplugLeaseFailed(AgentError):
+    code = 87
+    template = "Lease {lease} was not taken from VM {vm}: {reason}"
+
+
+class CannotPrepareImage(AgentError):
+    code = 1630
+    template = "Volume {volume} of image {image} cannot be used on this host: {reason}"
+
+
+class CannotRefreshDisk(AgentError):
+    code = 1650
+    template = "Disk {disk} of VM {vm} was not refreshed: {reason}"
+
+
+class DiskRefreshNotSupported(AgentError):
+    code = 1651
+    template = "Disk {disk} of VM {vm} cannot be refreshed: {reason}"
 
 
 class VMDestroyFailed(AgentError):

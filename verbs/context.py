@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vdsm_storage.leases.external import ExternalLeases
     from vdsm_storage.monitor.health import Health
     from vdsm_storage.secrets.registry import Registry
+    from vdsm_storage.vms.disks import VmDisks
     from vdsm_storage.vms.services import VmServices
 
 
@@ -39,6 +40,7 @@ class Services:
     jobs: Jobs
     secrets: Registry
     vms: VmServices
+    disks: VmDisks
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request

@@ -89,9 +89,8 @@ def dumpxmls(ctx: Context, vmList: Sequence[str] = ()) -> dict[str, str]:
     return ctx.services.vms.xmls(vmList or ())
 
 
-def getAllVmIoTunePolicies(_ctx: Context) -> dict[str, Any]:
-    """Of VMs that have a policy: none has, for VM.updateVmPolicy is not built."""
-    return {}
+def getAllVmIoTunePolicies(ctx: Context) -> dict[str, Any]:
+    return ctx.services.disks.io_tune.all()
 
 
 # -- storage domains and pools -----------------------------------------------------------------
@@ -231,7 +230,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getVMList": Verb(getVMList, lane=VMS),
     "Host.getVMFullList": Verb(getVMFullList, lane=VMS),
     "Host.dumpxmls": Verb(dumpxmls, lane=VMS),
-    "Host.getAllVmIoTunePolicies": Verb(getAllVmIoTunePolicies),
+    "Host.getAllVmIoTunePolicies": Verb(getAllVmIoTunePolicies, lane=VMS),
     "Host.getStorageDomains": Verb(getStorageDomains, lane=SCAN),
     "Host.getConnectedStoragePools": Verb(getConnectedStoragePools),
     "Host.getStorageRepoStats": Verb(getStorageRepoStats),

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from vdsm_storage.base.uuids import new_uuid
+from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.errors import InvalidParams, SnapshotFailed, ValueOutOfRange
+from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
+from vdsm_storage.vms.change_cd import CDROM, FLOPPY
 from vdsm_storage.vms.memory import MemoryVolumes
 from vdsm_storage.vms.merge_request import MergeRequest
 from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
@@ -98,6 +100,97 @@ def merge(
     ctx.services.vms.merges.start(request, jobUUID or new_uuid())
 
 
+# -- disks and leases --------------------------------------------------------------------------
+
+
+def hotplugDisk(ctx: Context, vmID: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    ctx.services.disks.hotplug.plug(vmID, params.get("xml"), params.get("drive"))
+    return _vm(ctx, vmID)
+
+
+def hotunplugDisk(ctx: Context, vmID: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    ctx.services.disks.hotplug.unplug(vmID, params.get("xml"), params.get("drive"))
+    return _vm(ctx, vmID)
+
+
+def hotplugLease(ctx: Context, vmID: str, lease: Mapping[str, Any]) -> dict[str, Any]:
+    ctx.services.disks.leases.plug(vmID, LeaseRef(lease["sd_id"], lease["lease_id"]))
+    return _vm(ctx, vmID)
+
+
+def hotunplugLease(ctx: Context, vmID: str, lease: Mapping[str, Any]) -> dict[str, Any]:
+    ctx.services.disks.leases.unplug(vmID, LeaseRef(lease["sd_id"], lease["lease_id"]))
+    return _vm(ctx, vmID)
+
+
+def changeCD(ctx: Context, vmID: str, driveSpec: str | Mapping[str, Any]) -> dict[str, Any]:
+    ctx.services.disks.media.change(vmID, driveSpec, CDROM)
+    return _vm(ctx, vmID)
+
+
+def changeFloppy(ctx: Context, vmID: str, driveSpec: str | Mapping[str, Any]) -> dict[str, Any]:
+    ctx.services.disks.media.change(vmID, driveSpec, FLOPPY)
+    return _vm(ctx, vmID)
+
+
+def updateDevice(ctx: Context, vmID: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Disks only."""
+    ctx.services.disks.media.update(vmID, params)
+    return _vm(ctx, vmID)
+
+
+def diskSizeExtend(
+    ctx: Context, vmID: str, driveSpecs: str | Mapping[str, Any], newSize: int
+) -> str:
+    """The zero UUID stands for no VM: the volume is resized at rest."""
+    sizes = ctx.services.disks.sizes
+    if vmID == BLANK:
+        told = {"path": driveSpecs} if isinstance(driveSpecs, str) else driveSpecs
+        return str(sizes.extend_offline(told, newSize))
+    return str(sizes.extend(vmID, driveSpecs, newSize))
+
+
+def refresh_disk(ctx: Context, vmID: str, drive: Mapping[str, Any]) -> dict[str, str]:
+    return ctx.services.disks.sizes.refresh(vmID, drive)
+
+
+def getDiskAlignment(ctx: Context, vmID: str, disk: Mapping[str, Any]) -> dict[str, bool]:
+    """Also with the zero UUID, which stands for no VM."""
+    if vmID != BLANK:
+        ctx.services.vms.registry.state(vmID)
+    return ctx.services.volumes.alignment(disk["domainID"], disk["imageID"], disk["volumeID"])
+
+
+def _vm(ctx: Context, vm: str) -> dict[str, Any]:
+    """As little as replies hold of a VM."""
+    state = ctx.services.vms.registry.state(vm)
+    return {"vmId": vm, "vmName": state.name, "status": state.status}
+
+
+# -- limits ------------------------------------------------------------------------------------
+
+
+def setIoTune(ctx: Context, vmID: str, tunables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Done when it answers; the reply has the form of a task's."""
+    ctx.services.disks.io_tune.set(vmID, tunables)
+    return {
+        "taskID": new_uuid(), "taskState": "finished", "taskResult": "success", "code": 0,
+        "message": "The limits are in force",
+    }  # fmt: skip
+
+
+def getIoTune(ctx: Context, vmID: str) -> list[dict[str, Any]]:
+    return ctx.services.disks.io_tune.in_force(vmID)
+
+
+def getIoTunePolicy(ctx: Context, vmID: str) -> list[dict[str, Any]]:
+    return ctx.services.disks.io_tune.policy(vmID)
+
+
+def updateVmPolicy(ctx: Context, vmID: str, params: Mapping[str, Any]) -> None:
+    ctx.services.disks.io_tune.update_policy(vmID, params)
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     "VM.getStats": Verb(getStats, lane=VM),
     "VM.getInfo": Verb(getInfo, lane=VM),
@@ -109,4 +202,20 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.thaw": Verb(thaw, lane=VM),
     "VM.snapshot": Verb(snapshot, lane=VM),
     "VM.merge": Verb(merge, lane=VM),
+
+
+    "VM.hotplugDisk": Verb(hotplugDisk, lane=VM),
+    "VM.hotunplugDisk": Verb(hotunplugDisk, lane=VM),
+    "VM.hotplugLease": Verb(hotplugLease, lane=VM),
+    "VM.hotunplugLease": Verb(hotunplugLease, lane=VM),
+    "VM.changeCD": Verb(changeCD, lane=VM),
+    "VM.changeFloppy": Verb(changeFloppy, lane=VM),
+    "VM.updateDevice": Verb(updateDevice, lane=VM),
+    "VM.diskSizeExtend": Verb(diskSizeExtend, lane=VM),
+    "VM.refresh_disk": Verb(refresh_disk, lane=VM),
+    "VM.getDiskAlignment": Verb(getDiskAlignment, lane="disk.domainID"),
+    "VM.setIoTune": Verb(setIoTune, lane=VM),
+    "VM.getIoTune": Verb(getIoTune, lane=VM),
+    "VM.getIoTunePolicy": Verb(getIoTunePolicy, lane=VM),
+    "VM.updateVmPolicy": Verb(updateVmPolicy, lane=VM),
 }

@@ -46,6 +46,7 @@ class Plan:
     memory: int = 128  # MiB
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     metadata: str = ""
+    devices: str = ""  # more XML
 
 
 class Guest:
@@ -172,7 +173,7 @@ def definition(plan: Plan, directory: Path) -> str:
           <features><acpi/></features>
           <cpu mode='custom' match='exact'><model fallback='allow'>Nehalem</model></cpu>
           <on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
-          <devices>{disks}{ports}<memballoon model='none'/></devices>
+          <devices>{disks}{ports}{plan.devices}<memballoon model='none'/></devices>
         </domain>"""
 
 

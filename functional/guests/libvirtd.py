@@ -146,6 +146,7 @@ class Libvirtd:
     def kill_daemon(self) -> None:
         assert self._daemon is not None
         self.signal(signal.SIGKILL)
+        self._daemon.send_signal(signal.SIGCONT)  # it stands still if the daemon did
         self._daemon.wait(10)
         self._daemon = None
 

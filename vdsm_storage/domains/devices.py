@@ -99,6 +99,10 @@ class Devices:
             _device(lun, volumes.get(lun.candidate.path), states.get(lun.guid)) for lun in luns
         ]
 
+    def see_size(self, guid: str) -> None:
+        """This host sees the present size of a LUN."""
+        self._rescan.sizes([guid])
+
     def visibility(self, guids: Sequence[str]) -> dict[str, bool]:
         """Whether this host sees each device; it looks for new ones when one is missing."""
         there = {one.guid for one in self._candidates.all()}

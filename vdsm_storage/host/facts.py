@@ -311,7 +311,7 @@ def _storage() -> dict[str, Any]:
         "coldBackupEnabled": True,
         "clearBitmapsEnabled": True,
         "backupEnabled": False,
-        "cd_change_pdiv": False,
+        "cd_change_pdiv": True,
         "liveSnapshot": "false",
         "liveMerge": "false",
         "measure_subchain": True,

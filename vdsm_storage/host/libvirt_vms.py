@@ -201,7 +201,10 @@ class LibvirtVms:
         self._on(vm, "abort a VM's job", lambda domain: domain.abortJob())
 
     def set_metadata(self, vm: str, xml: str, prefix: str, uri: str) -> None:
-        """Replace the element of the name space `uri` in the VM's <metadata>, as it runs."""
+        """Replace the element of the name space `uri` in the VM's <metadata>, as it runs.
+
+        `xml` has no name spaces: libvirt puts all of it into this one, and refuses its prefix.
+        """
         kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
 
         def call(domain: Any) -> None:
@@ -240,6 +243,7 @@ class LibvirtVms:
             libvirt.VIR_DOMAIN_EVENT_ID_TRAY_CHANGE,
             libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
             libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
+            libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE,
         ):
             on(event, devices)
         self._libvirt.when_connected(connected)

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -206,6 +207,17 @@ class QemuImg:
             node["backing"] = None
         argv = ["map", "--output", "json", "-U", "json:" + json.dumps(node)]
         return parse_map(self._run(argv).stdout)
+
+    def read(self, image: Image, offset: int, length: int) -> bytes:
+        """What a guest would read; both in bytes, multiples of 512.  Opens the whole chain."""
+        with tempfile.TemporaryDirectory(prefix="vdsm-storage-") as directory:
+            path = os.path.join(directory, "data")
+            end = (offset + length) // 512
+            where = ["bs=512", f"skip={offset // 512}", f"count={end}"]
+            files = [f"if={image.path}", f"of={path}"]
+            self._run(["dd", "-U", "-f", image.format, "-O", RAW, *where, *files])
+            with open(path, "rb") as file:
+                return file.read(length)
 
     def resize(self, image: Image, size: int, preallocation: str | None = None) -> None:
         """Grow the image to `size` bytes."""

@@ -20,7 +20,7 @@ from vdsm_storage.errors import (
     VolumeMetadataReadError,
 )
 from vdsm_storage.host.qemu_img import QemuImg
-from vdsm_storage.images import copy_volume, create, delete, extend, guard, layers
+from vdsm_storage.images import alignment, copy_volume, create, delete, extend, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.clone_image import CloneStructure, SyncData
@@ -257,6 +257,10 @@ class Volumes:
                 for b in info.bitmaps
             ]
         return answer
+
+    def alignment(self, domain: str, image: str, volume: str) -> dict[str, bool]:
+        """{partition: whether it is aligned}.  Raises 201, 207, 262."""
+        return alignment.scan(self._find_store(domain), self.shop.qemu, image, volume)
 
     def _published(self, domain: str, image: str, volume: str) -> Store:
         store = self._find_store(domain)

@@ -44,9 +44,12 @@ class MergedDisks:
         """
         drive = self.find(asked)
         if drive is None or not drive.is_volume(asked.domain, asked.image, asked.leaf):
-            raise ImageFileNotFound(vm=asked.vm, image=asked.image, volume=asked.leaf)
+            disk = f"volume {asked.leaf} of image {asked.image} as its leaf"
+            raise ImageFileNotFound(vm=asked.vm, disk=disk)
         if drive.kind not in ("file", "block"):
-            raise UnsupportedDriveType(vm=asked.vm, drive=drive.name, kind=drive.kind)
+            raise UnsupportedDriveType(
+                vm=asked.vm, operation="a merge", disk=drive.name, reason=f"it is a {drive.kind}"
+            )
         if drive.transient or drive.readonly or drive.shared:
             raise asked.failed(f"disk {drive.name} is transient, shared or read-only")
         volumes = drive.volumes

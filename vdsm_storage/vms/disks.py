@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that changes disks of running VMs, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.jobs.operation import Kind
+from vdsm_storage.leases.external import LeaseRef
+from vdsm_storage.leases.model import LeaseSpec
+from vdsm_storage.vms import iotune
+from vdsm_storage.vms.change_cd import Media
+from vdsm_storage.vms.hotplug import HotPlug
+from vdsm_storage.vms.hotplug_lease import LeasePlug
+from vdsm_storage.vms.iotune import IoTune
+from vdsm_storage.vms.keeping import DiskTools, Keeping
+from vdsm_storage.vms.resize import Looking, Resizing, Writing
+from vdsm_storage.vms.sweeper import Sweeper
+
+
+@dataclass(frozen=True)
+class DiskBase:
+    """What lies below: agent.py builds it.  `lease` tells where a lease is; `unplug_timeout` are
+    the seconds that a guest has to give a disk back."""
+
+    tools: DiskTools
+    lanes: Lanes
+    guard: Writing
+    looking: Looking
+    lease: Callable[[LeaseRef], LeaseSpec]
+    unplug_timeout: float
+
+
+class VmDisks:
+    """Order in agent.py: build, then start libvirt, then `start`."""
+
+    def __init__(self, base: DiskBase) -> None:
+        tools = self._tools = base.tools
+        self._registry = tools.registry
+        keeping = Keeping(tools)
+        self.hotplug = HotPlug(tools, keeping, iotune.maximum, base.unplug_timeout)
+        self.leases = LeasePlug(tools, keeping, base.lease)
+        self.media = Media(tools, keeping)
+        self.sizes = Resizing(tools, keeping, base.guard, base.looking)
+        self.io_tune = IoTune(tools, keeping)
+        self._sweeper = Sweeper(tools.registry, keeping, tools.holdings, base.lanes, tools.clock)
+        tools.registry.watch(self._sweeper.event, self._sweeper.connected)
+
+    def kinds(self) -> Sequence[Kind]:
+        return [*self.hotplug.kinds(), *self.media.kinds(), *self.sizes.kinds()]
+
+    def start(self) -> None:
+        self._tools.transients.clean(self._tools.holdings.vms())
+        if self._registry.enabled:
+            self._sweeper.start()
+
+    def close(self) -> None:
+        self._sweeper.close()
