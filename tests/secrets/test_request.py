@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -19,7 +18,8 @@ from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.secrets.request import LARGEST, parse
 
 CHECKER = Checker(Schema())
-ID, OTHER = str(uuid.uuid4()), str(uuid.uuid4())
+# Not random: test ids have them, and must be the same in all processes.
+ID, OTHER = "5e0f2a9c-6f1b-4f0e-9a55-0c1d5f6f7a01", "b1c7d0e4-2f6a-4b58-8d39-1e2f3a4b5c02"
 VALUE = b"a value of thirty-two characters"
 PASSWORD = base64.b64encode(VALUE).decode()
 GOOD = {"uuid": ID, "usageType": "ceph", "usageID": "ovirt/p/s", "password": PASSWORD}
