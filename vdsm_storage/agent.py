@@ -151,10 +151,7 @@ class Agent:
         guard = Guard(find, locks, self._leases, timeout)
         merging = MergeStorage(guard, qemu_img, extender.extend, timeout)
         vms = self._vm_services(volumes.shop, images, merging)
-        facts = HostFacts(
-            KernelFiles(), clock, VERSION, (config.paths.run,), health.storage_domains,
-            block.network.multipath.health, vms.registry.counts,
-        )  # fmt: skip
+        facts = self._host_facts(health, block, vms)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
         hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
@@ -179,6 +176,12 @@ class Agent:
             vms=vms,
             disks=disks,
         )
+
+    def _host_facts(self, health: Health, block: BlockTools, vms: VmServices) -> HostFacts:
+        return HostFacts(
+            KernelFiles(), self._clock, VERSION, (self._config.paths.run,), health.storage_domains,
+            block.network.multipath.health, vms.registry.counts,
+        )  # fmt: skip
 
     def _vm_disks(
         self, vms: VmServices, volumes: Volumes, images: Images, storage: DomainServices,
