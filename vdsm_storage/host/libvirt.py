@@ -20,7 +20,6 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import libvirt
@@ -40,19 +39,6 @@ log = logging.getLogger("libvirt")
 T = TypeVar("T")
 
 
-@dataclass
-class _Live:
-    """A connection, and how many calls are on it.
-
-    One that is given up is closed by the last call that leaves it: libvirt's client library (9.0)
-    may crash the process when a connection is closed under a call.
-    """
-
-    connection: Any
-    calls: int = 0
-    given_up: bool = False
-
-
 class Libvirt:
     """`settings.uri` empty: there is no libvirt here, and `call` always answers so."""
 
@@ -61,7 +47,7 @@ class Libvirt:
         self._loop = loop
         self._clock = clock
         self._lock = threading.Lock()
-        self._live: _Live | None = None
+        self._connection: Any = None
         self._reason = "the connection is being made"  # why there is none
         self._running = 0  # calls, those included that nobody waits for
         self._closed = threading.Event()
@@ -77,7 +63,7 @@ class Libvirt:
 
     @property
     def connected(self) -> bool:
-        return self._live is not None
+        return self._connection is not None
 
     # -- wiring, before start ----------------------------------------------------------------
 
@@ -125,19 +111,19 @@ class Libvirt:
         """
         seconds = self._settings.timeout if timeout is None else timeout
         with self._lock:
-            live = self._live
-            if live is None:
+            connection = self._connection
+            if connection is None:
                 raise self._unavailable(self._reason)
             if self._running >= STUCK:
                 raise self._unavailable(f"{STUCK} calls wait for its answer")
             self._running += 1
-            live.calls += 1
 
         def counted() -> T:
             try:
-                return function(live.connection)
+                return function(connection)
             finally:
-                self._leave(live)
+                with self._lock:
+                    self._running -= 1
 
         bounded = BoundedCall(counted, contextlib.nullcontext(), None)
         try:
@@ -145,19 +131,10 @@ class Libvirt:
         except TimeoutError:
             raise LibvirtTimeout(call=name, seconds=seconds) from None
         except libvirt.libvirtError as error:
-            if _is_lost(live.connection, error):
+            if _is_lost(connection, error):
                 raise self._unavailable(str(error)) from error
             raise
         return result
-
-    def _leave(self, live: _Live) -> None:
-        """A call has come back."""
-        with self._lock:
-            self._running -= 1
-            live.calls -= 1
-            last = live.given_up and live.calls == 0
-        if last:
-            _close(live.connection)
 
     def _unavailable(self, reason: str) -> LibvirtUnavailable:
         return LibvirtUnavailable(uri=self._settings.uri or "none here", reason=reason)
@@ -194,7 +171,7 @@ class Libvirt:
         with self._lock:
             if self._closed.is_set():
                 return
-            self._live = _Live(connection)
+            self._connection = connection
         log.info("Connected to libvirt (%s)", self._settings.uri)
         for greeter in self._greeters:
             self._happened.put(greeter)
@@ -215,12 +192,8 @@ class Libvirt:
 
     def _drop(self, reason: str) -> None:
         with self._lock:
-            live, self._live, self._reason = self._live, None, reason
-            if live is not None:
-                live.given_up = True
-            idle = live is not None and live.calls == 0
-        if live is not None and idle:
-            connection = live.connection
+            connection, self._connection, self._reason = self._connection, None, reason
+        if connection is not None:
             with contextlib.suppress(TimeoutError):
                 close = BoundedCall(lambda: _close(connection), contextlib.nullcontext(), None)
                 close.run("libvirt close", CLOSE)
