@@ -81,7 +81,7 @@ def test_no_virtual_machines(lab: Lab) -> None:
     [
         ("Host.setMOMPolicyParameters", {"key_value_store": {"balloonEnabled": False}}),
         ("Host.hostdevListByCaps", {"caps": []}),
-        ("VM.freeze", {"vmID": NO_UUID}),
+        ("VM.getMigrationStatus", {"vmID": NO_UUID}),
         ("SDM.isolateVolume", {"vol_info": {}}),
     ],
 )

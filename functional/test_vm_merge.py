@@ -38,6 +38,9 @@ from functional.vm_lab import MIB, Machine, VmLab, vm_lab
 from functional.world import COW, RAW, new_id
 from vdsm_storage.rpc.client import RemoteError
 
+# The laboratory's image, whose kernel the guests have, may have to be made first.
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def lab(

@@ -30,6 +30,10 @@ LIMIT = 6.0  # seconds that a guest may stay frozen
 PATIENCE = 60.0
 
 
+# The laboratory's image, whose kernel the guests have, may have to be made first.
+pytestmark = pytest.mark.timeout(1500)
+
+
 @pytest.fixture(scope="module")
 def lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
@@ -232,6 +236,24 @@ def test_qemu_that_hangs(lab: VmLab, vm: Machine) -> None:
     lab.call("VM.thaw", vmID=vm.id)
 
 
+def test_statistics_while_a_qemu_hangs(lab: VmLab, vm: Machine) -> None:
+    """The one that hangs is told without what only it knows; the others as ever."""
+    other = lab.machine("calm")
+    qemu = lab.libvirtd.qemu("tiny")
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        found = {each["vmId"]: each for each in lab.call("Host.getAllVmStats")}
+        assert time.monotonic() - started < 20
+        assert (found[vm.id]["monitorResponse"], found[vm.id]["disks"]) == ("-1", {})
+        assert found[other.id]["monitorResponse"] == "0"
+        assert set(found[other.id]["disks"]) == {"vda"}
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    lab.wait(lambda: lab.stats(vm.id)["monitorResponse"] == "0", "it to answer again")
+    other.guest.destroy()
+
+
 def test_two_at_once(lab: VmLab, vm: Machine) -> None:
     """On one disk only one wins; on two disks both do."""
     drives = [drive(lab, vm.disks[0]), drive(lab, vm.disks[0])]
@@ -354,6 +376,23 @@ def test_snapshot_with_memory_is_stopped(lab: VmLab, vm: Machine) -> None:
     found = end(lab, job)
     assert found["status"] in ("aborted", "done"), found
     assert (leaves(vm) == before) == (found["status"] == "aborted")
+    lab.wait(lambda: lab.stats(vm.id)["status"] == "Up", "the guest to go on")
+
+
+def test_agent_is_killed_while_memory_is_saved(lab: VmLab, vm: Machine) -> None:
+    """libvirt goes on; the next agent finds out how it ended."""
+    before = leaves(vm)
+    qemu = lab.libvirtd.qemu("tiny")
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        job = ask(lab, vm, snapMemory=memory_volumes(lab)[0])
+        time.sleep(1)
+        lab.agent.kill()
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    lab.world.restart()
+    assert end(lab, job)["status"] == "done"
+    assert leaves(vm).isdisjoint(before)
     lab.wait(lambda: lab.stats(vm.id)["status"] == "Up", "the guest to go on")
 
 

@@ -16,6 +16,7 @@ import pytest
 from functional.guests.guest import Disk, Guest, Guests, Plan
 from functional.guests.libvirtd import Libvirtd
 from functional.guests.ram import boot
+from functional.lab.guest import why_not
 from functional.processes import AgentProcess
 from functional.world import COW, SPARSE, World, new_id
 from vdsm_storage.rpc.client import RemoteError
@@ -157,6 +158,8 @@ def vm_lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any],
     **settings: str,
 ) -> Iterator[VmLab]:  # fmt: skip
+    if reason := why_not():
+        pytest.skip(reason)
     libvirtd = Libvirtd(workdir / "v")
     libvirtd.start()
     try:

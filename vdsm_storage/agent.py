@@ -165,7 +165,7 @@ class Agent:
         vms = LibvirtBlockJobs(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
         below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
-        return VmServices(below, shop, prepare, merging)
+        return VmServices(below, shop, prepare, images.teardown, merging)
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes

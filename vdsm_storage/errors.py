@@ -1065,6 +1065,16 @@ class SnapshotFailed(AgentError):
     template = "VM {vm} was not snapshotted: {reason}"
 
 
+class VMDestroyFailed(AgentError):
+    code = 42
+    template = "VM {vm} could not be ended: {reason}"
+
+
+class ResetFailed(AgentError):
+    code = 90
+    template = "VM {vm} could not be reset: {reason}"
+
+
 class MergeFailed(AgentError):
     code = 52
     template = "Volume {top} was not merged into {base}: {reason}"

@@ -24,6 +24,28 @@ def getStats(ctx: Context, vmID: str) -> list[dict[str, Any]]:
     return [ctx.services.vms.stats.one(vmID)]
 
 
+def getInfo(ctx: Context, vmID: str) -> dict[str, Any]:
+    return ctx.services.vms.info(vmID)
+
+
+def pause(ctx: Context, vmID: str) -> dict[str, Any]:
+    ctx.services.vms.life.pause(vmID)
+    return {"vmList": {}}
+
+
+def cont(ctx: Context, vmID: str) -> dict[str, Any]:
+    ctx.services.vms.life.cont(vmID)
+    return {"vmList": {}}
+
+
+def reset(ctx: Context, vmID: str) -> None:
+    ctx.services.vms.life.reset(vmID)
+
+
+def destroy(ctx: Context, vmID: str, gracefulAttempts: int = 1) -> None:
+    ctx.services.vms.life.destroy(vmID, gracefulAttempts)
+
+
 def freeze(ctx: Context, vmID: str) -> None:
     ctx.services.vms.freezing.freeze(vmID)
 
@@ -49,9 +71,7 @@ def snapshot(
     try:
         memory = MemoryVolumes.parse(snapMemory) if snapMemory else None
     except ValueError as error:
-        raise InvalidParams(
-            method="VM.snapshot", parameter="snapMemory", reason=error
-        ) from error
+        raise InvalidParams(method="VM.snapshot", parameter="snapMemory", reason=error) from error
     try:
         drives = [
             NewLeaf(each["domainID"], each["imageID"], each["baseVolumeID"], each["volumeID"])
@@ -60,9 +80,7 @@ def snapshot(
     except KeyError as error:
         reason = "only disks on volumes of storage domains can be snapshotted"
         raise SnapshotFailed(vm=vmID, reason=reason) from error
-    request = SnapshotRequest(
-        vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0, memory
-    )
+    request = SnapshotRequest(vmID, drives, frozen, timeout * 60.0, freeze_timeout * 60.0, memory)
     ctx.services.vms.snapshot(request, jobUUID)
 
 
@@ -82,6 +100,11 @@ def merge(
 
 VERBS: Final[Mapping[str, Verb]] = {
     "VM.getStats": Verb(getStats, lane=VM),
+    "VM.getInfo": Verb(getInfo, lane=VM),
+    "VM.pause": Verb(pause, lane=VM),
+    "VM.cont": Verb(cont, lane=VM),
+    "VM.reset": Verb(reset, lane=VM),
+    "VM.destroy": Verb(destroy, lane=VM),
     "VM.freeze": Verb(freeze, lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
     "VM.snapshot": Verb(snapshot, lane=VM),

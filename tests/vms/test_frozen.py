@@ -21,9 +21,7 @@ VM = "11111111-1111-4111-8111-111111111111"
         (frozen.SNAPSHOT, frozen.FROZEN, frozen.THAWING),  # who would have thawed it is dead
     ],
 )
-def test_what_a_restart_makes_of_a_record(
-    tmp_path: Path, by: str, state: str, after: str
-) -> None:
+def test_what_a_restart_makes_of_a_record(tmp_path: Path, by: str, state: str, after: str) -> None:
     FrozenVms(str(tmp_path)).put(Record(VM, by, 12.5, state, 2))
     found = FrozenVms(str(tmp_path)).get(VM)
     assert found == Record(VM, by, 12.5, after, 2)

@@ -13,6 +13,18 @@ from collections.abc import Iterator
 DIRECT_ALIGN = 4096  # serves devices with sectors of 512 and of 4096 bytes
 
 
+def write_volatile(path: str, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` with `data` in one step, for what outlives this process but not the boot:
+    nothing waits for the storage.  Raises OSError."""
+    new = path + ".new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        _write_all(fd, data)
+    finally:
+        os.close(fd)
+    os.rename(new, path)
+
+
 def write_atomic(path: str, data: bytes, mode: int = 0o644, suffix: str = ".new") -> None:
     """Replace `path` with `data`: write `path + suffix`, fsync, rename, fsync the directory.
 

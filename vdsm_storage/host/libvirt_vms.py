@@ -17,6 +17,7 @@ from vdsm_storage.host.libvirt_model import BulkStats, Change, VmError, VmEvent,
 
 # Seconds of libvirt's own synchronisation with an agent, before a command is sent.
 SYNC: Final = 5.0
+STATS: Final = 10.0  # seconds for all VMs: what hangs is left out
 MARGIN: Final = 3.0  # seconds in which libvirt must tell that a guest agent's time is over
 
 log = logging.getLogger("libvirt.vms")
@@ -104,7 +105,7 @@ class LibvirtVms:
                 found = connection.getAllDomainStats(_STATS, _STATS_FLAGS)
             return [BulkStats(each.UUIDString(), each.name(), values) for each, values in found]
 
-        return self._call("statistics of VMs", call)
+        return self._call("statistics of VMs", call, STATS)
 
     def disk_errors(self, vm: str) -> dict[str, str]:
         """Why disks have stopped, ENOSPC or EOTHER, by target; disks in order are left out."""
@@ -115,6 +116,23 @@ class LibvirtVms:
             return {name: "ENOSPC" if e == no_space else "EOTHER" for name, e in errors.items()}
 
         return self._on(vm, "disk errors of a VM", call)
+
+    # -- life --------------------------------------------------------------------------------
+
+    def suspend(self, vm: str) -> None:
+        """Stop its processors."""
+        self._on(vm, "pause a VM", lambda domain: domain.suspend())
+
+    def resume(self, vm: str) -> None:
+        self._on(vm, "continue a VM", lambda domain: domain.resume())
+
+    def reset(self, vm: str) -> None:
+        self._on(vm, "reset a VM", lambda domain: domain.reset(0))
+
+    def destroy(self, vm: str, *, gracefully: bool) -> None:
+        """End its QEMU; `gracefully` gives up when that does not flush and end in time."""
+        flags = libvirt.VIR_DOMAIN_DESTROY_GRACEFUL if gracefully else 0
+        self._on(vm, "end a VM", lambda domain: domain.destroyFlags(flags))
 
     # -- the guest's file systems ------------------------------------------------------------
 
@@ -129,9 +147,7 @@ class LibvirtVms:
         """Returns how many were thawed; none when the guest was not frozen any more."""
         return self._ask_agent(vm, "thaw", timeout, lambda domain: domain.fsThaw())
 
-    def _ask_agent(
-        self, vm: str, what: str, timeout: float, command: Callable[[Any], int]
-    ) -> int:
+    def _ask_agent(self, vm: str, what: str, timeout: float, command: Callable[[Any], int]) -> int:
         seconds = max(1, round(timeout + 0.5))
 
         def call(domain: Any) -> int:
@@ -235,9 +251,7 @@ class LibvirtVms:
     ) -> T:
         return self._call(name, lambda c: function(c.lookupByUUIDString(vm)), timeout)
 
-    def _call(
-        self, name: str, function: Callable[[Any], T], timeout: float | None = None
-    ) -> T:
+    def _call(self, name: str, function: Callable[[Any], T], timeout: float | None = None) -> T:
         try:
             return self._libvirt.call(name, function, timeout)
         except libvirt.libvirtError as error:

@@ -57,9 +57,9 @@ class FrozenVms:
             return list(self._records.values())
 
     def put(self, record: Record) -> None:
-        """On disk when it returns.  Raises OSError."""
+        """A kill of the agent does not lose it.  Raises OSError."""
         with self._lock:
-            files.write_atomic(self._path(record.vm), json.dumps(asdict(record)).encode(), 0o600)
+            files.write_volatile(self._path(record.vm), json.dumps(asdict(record)).encode(), 0o600)
             self._records[record.vm] = record
 
     def set_state(self, vm: str, state: str, count: int | None = None) -> None:

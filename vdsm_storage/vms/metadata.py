@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What engines keep in a VM's <metadata>: for each disk its volume, by the target's name.
 
-    <ovirt-vm:vm xmlns:ovirt-vm="http://ovirt.org/vm/1.0">
-      <ovirt-vm:device devtype="disk" name="vda">
-        <ovirt-vm:domainID>…</…> <ovirt-vm:imageID>…</…> <ovirt-vm:volumeID>…</ovirt-vm:volumeID>
+<ovirt-vm:vm xmlns:ovirt-vm="http://ovirt.org/vm/1.0">
+  <ovirt-vm:device devtype="disk" name="vda">
+    <ovirt-vm:domainID>…</…> <ovirt-vm:imageID>…</…> <ovirt-vm:volumeID>…</ovirt-vm:volumeID>
 """
 
 from __future__ import annotations

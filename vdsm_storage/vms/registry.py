@@ -49,7 +49,8 @@ class Registry:
         self._lock = threading.Lock()
         self._definitions: dict[str, Definition] = {}
         self._changes: dict[str, int] = {}  # events of a VM, so that no old XML is kept
-        self._ended: dict[str, None] = {}  # in their order
+        # In their order, with what they were as far as it is known.
+        self._ended: dict[str, Definition | None] = {}
         self._active: dict[str, bool] = {}  # VMs that run, with whether they are not paused
         self._listeners: list[Callable[[VmEvent], None]] = []
         self._connected: list[Callable[[], None]] = []
@@ -98,10 +99,21 @@ class Registry:
     def gone(self, vm: str, error: VmError) -> Exception:
         """What to raise for a VM that cannot be found, or another failure of libvirt's."""
         if error.why is Why.NO_VM:
-            with self._lock:
-                ended = vm in self._ended
-            return VMIsDown(vm=vm) if ended else NoSuchVM(vm=vm)
+            with self._lock:  # of an end the event may come later
+                ran = vm in self._ended or vm in self._active
+            return VMIsDown(vm=vm) if ran else NoSuchVM(vm=vm)
         return LibvirtFailure(call=f"VM {vm}", reason=error.text)
+
+    def has_ended(self, vm: str) -> bool:
+        """Whether a VM ran here, and does not any more."""
+        with self._lock:
+            return vm in self._ended
+
+    def forget(self, vm: str) -> Sequence[Drive]:
+        """A VM that has ended is unknown from now on; returns the drives that it had."""
+        with self._lock:
+            known = self._ended.pop(vm, None)
+        return known.drives if known is not None else ()
 
     def definition(self, vm: str, *, fresh: bool = False) -> Definition:
         """Of a VM that exists.  Raises NoSuchVM (1), VMIsDown (6), 59."""
@@ -134,13 +146,14 @@ class Registry:
 
     def _event(self, event: VmEvent) -> None:
         with self._lock:
+            known = self._definitions.get(event.vm)
             self._forget(event.vm)
             if event.change in (Change.STARTED, Change.RESUMED, Change.PAUSED):
                 self._active[event.vm] = event.change is not Change.PAUSED
             if event.change is Change.STOPPED:
                 self._changes.pop(event.vm, None)
                 self._active.pop(event.vm, None)
-                self._ended[event.vm] = None
+                self._ended[event.vm] = known
                 if len(self._ended) > ENDED:
                     del self._ended[next(iter(self._ended))]
             elif event.change is Change.STARTED:

@@ -21,6 +21,7 @@ from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import merge
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
+from vdsm_storage.vms.life import Life, Teardown
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import Snapshots, Tools
@@ -50,7 +51,7 @@ class VmServices:
     """Order in agent.py: build, then start libvirt, then `start`.
 
     `shop` is what volumes are changed with; `prepare(domain, image, volume)` makes one usable on
-    this host and returns its path.
+    this host and returns its path, `teardown(domain, image)` gives an image up.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class VmServices:
         base: VmBase,
         shop: Workshop,
         prepare: Callable[[str, str, str], str],
+        teardown: Teardown,
         merging: MergeStorage,
     ) -> None:
         config = base.config
@@ -77,6 +79,7 @@ class VmServices:
             base.libvirt, self.registry, self.freezing, shop.find_store, prepare, base.clock
         )
         self._snapshots = Snapshots(tools, config.vms, shop.locks)
+        self.life = Life(base.libvirt, self.registry, teardown)
         self._runner = base.runner
         self.merges = merge.Merges(
             merge.Tools(
@@ -129,6 +132,16 @@ class VmServices:
             if xml is not None:
                 found.append({**vm, "xml": xml})
         return found
+
+    def info(self, vm: str) -> dict[str, Any]:
+        """One of them.  Raises NoSuchVM (1), VMIsDown (6), 59."""
+        state = self.registry.state(vm)
+        return {
+            "vmId": state.id,
+            "vmName": state.name,
+            "status": state.status,
+            "xml": self.registry.definition(vm, fresh=True).xml,
+        }
 
     def xmls(self, vms: Sequence[str] = ()) -> dict[str, str]:
         """XML by VM, as it is now; one that ends meanwhile is left out.  Raises 59."""

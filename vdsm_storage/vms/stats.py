@@ -7,13 +7,14 @@ latencies are those since the last time that the VM was asked for, and 0 the fir
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vdsm_storage.base.clock import Clock
-from vdsm_storage.errors import LibvirtFailure, NoSuchVM, VMIsDown
+from vdsm_storage.errors import LibvirtFailure, LibvirtTimeout, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_model import (
     ENOSPC,
     IO_ERROR,
@@ -30,6 +31,8 @@ PAUSE_UNKNOWN = "EOTHER"
 NO_PAUSE = "NOERR"
 
 Values = Mapping[str, Any]
+
+log = logging.getLogger("vms.stats")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,13 @@ class Statistics:
 
     def _bulk(self, vms: Sequence[str]) -> list[BulkStats]:
         try:
-            return self._vms.stats(vms)
+            try:
+                return self._vms.stats(vms)
+            except LibvirtTimeout as error:
+                # The first one to ask a QEMU that has just begun to hang waits for it; libvirt
+                # knows it from then on and tells the rest without it.
+                log.warning("Statistics are asked for again: %s", error)
+                return self._vms.stats(vms)
         except VmError as error:
             if vms:
                 raise self._registry.gone(vms[0], error) from error
@@ -144,7 +153,9 @@ def _moved(values: Values, drives: Sequence[Drive]) -> bool:
 
 
 def _answered(values: Values, drives: Sequence[Drive]) -> bool:
-    return not drives or int(values.get("block.count", 0)) > 0
+    return not drives or any(
+        f"block.{number}.rd.reqs" in values for number in range(int(values.get("block.count", 0)))
+    )
 
 
 def _cpu(values: Values, before: Values, seconds: float) -> dict[str, str]:
@@ -175,7 +186,7 @@ def _disks(
     for number in range(int(values.get("block.count", 0))):
         key = f"block.{number}"
         drive = known.get(values.get(f"{key}.name", ""))
-        if drive is None:
+        if drive is None or f"{key}.rd.reqs" not in values:  # not told by a QEMU that hangs
             continue
         disk = _disk(values, before, key, seconds, block=drive.kind == "block")
         if drive.volume is not None:
