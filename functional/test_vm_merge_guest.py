@@ -18,6 +18,9 @@ from functional.walk import STEPS
 from functional.world import new_id
 from vdsm_storage.rpc.client import NoResponse
 
+# The laboratory's image, whose kernel the guests have, may have to be made first.
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def lab(
