@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -62,8 +63,10 @@ class LoopDevices:
         self.paths.remove(path)
 
     def detach(self) -> None:
-        for path in self.paths:
-            program("losetup", "--detach", path)
+        """All of them, whatever happens to one."""
+        with contextlib.ExitStack() as stack:
+            for path in self.paths:
+                stack.callback(program, "losetup", "--detach", path)
 
 
 class LvmTool:
