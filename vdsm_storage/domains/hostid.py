@@ -20,15 +20,21 @@ TEMPORARY: Final = 250  # the host id of operations that come before any pool is
 def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
     """Hold host id `number` on the domain; what is held already stays.  Raises 661."""
     lockspace = domain.lockspace
-    if lockspace is None or lockspace.is_held():
+    if lockspace is None:
         yield
         return
-    domain.check_special_files()
-    lockspace.acquire(number, timeout)
+    acquired = False
     try:
-        yield
+        # A pool that was disconnected just now may be about to give it back.
+        with lockspace.used():
+            if not lockspace.is_held():
+                domain.check_special_files()
+                lockspace.acquire(number, timeout)
+                acquired = True
+            yield
     finally:
-        leave(domain)
+        if acquired or lockspace.unwanted:
+            leave(domain)
 
 
 def leave(domain: Domain) -> None:

@@ -9,9 +9,10 @@ id and died, so `start_acquire` does not wait.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
@@ -51,6 +52,8 @@ class Lockspace:
         self._host_id: int | None = None
         self._changing = threading.Lock()  # one comes or goes at a time
         self._leaving = False
+        self._users = 0
+        self._unwanted = False  # it was to be given back while somebody used it
         self.prepare: Callable[[], None] = nothing
 
     @property
@@ -77,6 +80,7 @@ class Lockspace:
             if not self._sanlock.start_host_id(self.id, host_id, self._place):
                 return False
             self._host_id = host_id
+            self._unwanted = False
             return True
 
     def _leave_behind(self, held: int, asked: int) -> None:
@@ -133,12 +137,32 @@ class Lockspace:
             log.warning("Lockspace %s: %s", self.id, error)
             return False
 
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Who gives the host id back meanwhile does not get it away; see `unwanted`."""
+        with self._changing:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._users -= 1
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether somebody gave the host id back while it was used: the user has to do it."""
+        return self._unwanted
+
     def release(self, then: Callable[[], None] = nothing) -> None:
         """Give the host id back, if there is one; and then do `then`, before one is asked for anew.
+        Left to who uses it now.
 
         Raises ReleaseHostIdFailure (662).
         """
         with self._changing:
+            if self._users:
+                self._unwanted = True
+                return
             if self._host_id is not None:
                 self._release(self._host_id)
             then()
