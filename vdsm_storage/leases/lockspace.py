@@ -29,6 +29,7 @@ from vdsm_storage.leases.model import Geometry
 log = logging.getLogger("leases")
 
 POLL: Final = 0.1  # seconds between two looks at a host id under way
+LEAVING: Final = 5.0  # seconds that another id of this host may take to be given back
 SEEN: Final = 1.2  # seconds after which the daemon is at what it was asked: it looks once a second
 
 
@@ -104,11 +105,21 @@ class Lockspace:
             self._acquire(host_id, deadline)
 
     def _acquire(self, host_id: int, deadline: Deadline) -> None:
-        while not self.start_acquire(host_id):
+        # A pool that was disconnected just now gives its id back a moment later.
+        patience = Deadline(self._clock, min(LEAVING, deadline.left()))
+        while not self._start(host_id, patience):
             if deadline.passed():
                 raise self._failure("an earlier one is still being given back", host_id)
             self._clock.wait(threading.Event(), POLL)
         self.wait(deadline.left())
+
+    def _start(self, host_id: int, patience: Deadline) -> bool:
+        try:
+            return self.start_acquire(host_id)
+        except HostIdConflict:
+            if patience.passed():
+                raise
+            return False
 
     def wait(self, timeout: float) -> None:
         """Wait until the host id that was asked for is held.  Raises 661."""
