@@ -154,13 +154,15 @@ def test_a_host_id_in_use_is_given_back_by_its_user(joined: Any, tmp_path: Any) 
     lockspace = new_lockspace(joined, tmp_path)
     lockspace.acquire(3, 60)
     closed: list[str] = []
-    with lockspace.used():
-        lockspace.release(lambda: closed.append("too early"))
-        assert lockspace.is_held()
-        assert lockspace.unwanted
+    assert lockspace.begin_use()
+    lockspace.release(lambda: closed.append("too early"))
+    assert lockspace.is_held()
+    assert lockspace.unwanted
+    lockspace.end_use()
     lockspace.release(lambda: closed.append("by the user"))
     assert closed == ["by the user"]
     assert lockspace.joined_as() is None
+    assert not lockspace.begin_use()
     lockspace.acquire(3, 60)
     assert not lockspace.unwanted  # somebody wants it again
     lockspace.release()
@@ -178,6 +180,27 @@ def test_another_host_id_waits_for_the_one_that_goes(joined: Any, tmp_path: Any)
     with pytest.raises(HostIdConflict):  # nobody gives that one back
         lockspace.acquire(5, 1)
     assert lockspace.is_held()
+    lockspace.release()
+
+
+def test_the_same_host_id_is_asked_for_while_it_goes(
+    joined: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given back between the question and the wait for the answer."""
+    lockspace = new_lockspace(joined, tmp_path)
+    lockspace.acquire(3, 60)
+    wait, waited = lockspace.wait, []
+
+    def released_first(timeout: float) -> None:
+        waited.append(timeout)
+        if len(waited) == 1:
+            lockspace.release()
+        wait(timeout)
+
+    monkeypatch.setattr(lockspace, "wait", released_first)
+    lockspace.acquire(3, 60)
+    assert lockspace.is_held()
+    assert len(waited) > 1
     lockspace.release()
 
 

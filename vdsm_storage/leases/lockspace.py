@@ -9,10 +9,9 @@ id and died, so `start_acquire` does not wait.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
@@ -107,11 +106,17 @@ class Lockspace:
     def _acquire(self, host_id: int, deadline: Deadline) -> None:
         # A pool that was disconnected just now gives its id back a moment later.
         patience = Deadline(self._clock, min(LEAVING, deadline.left()))
-        while not self._start(host_id, patience):
-            if deadline.passed():
-                raise self._failure("an earlier one is still being given back", host_id)
-            self._clock.wait(threading.Event(), POLL)
-        self.wait(deadline.left())
+        while True:
+            while not self._start(host_id, patience):
+                if deadline.passed():
+                    raise self._failure("an earlier one is still being given back", host_id)
+                self._clock.wait(threading.Event(), POLL)
+            try:
+                return self.wait(deadline.left())
+            except AcquireHostIdFailure:
+                if self._host_id is not None or deadline.passed():
+                    raise
+            # The same id was held for that pool, and is given back now: it is asked for anew.
 
     def _start(self, host_id: int, patience: Deadline) -> bool:
         try:
@@ -148,16 +153,17 @@ class Lockspace:
             log.warning("Lockspace %s: %s", self.id, error)
             return False
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Who gives the host id back meanwhile does not get it away; see `unwanted`."""
+    def begin_use(self) -> bool:
+        """False if no host id is held.  Else it stays until end_use(): who gives it back meanwhile
+        leaves that to the user, see `unwanted`."""
         with self._changing:
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._changing:
-                self._users -= 1
+            held = self.is_held()
+            self._users += held
+            return held
+
+    def end_use(self) -> None:
+        with self._changing:
+            self._users -= 1
 
     @property
     def unwanted(self) -> bool:
