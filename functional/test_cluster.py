@@ -67,7 +67,7 @@ def test_agents_answer_from_outside(hosts: Sequence[Guest]) -> None:
         agent = GuestAgent(guest)
         agent.start()
         with agent.client() as client:
-            client.call("Host.ping2", {})
+            assert client.call("Host.echo", {"message": "from outside"}) == "from outside"
         agent.stop()
 
 

@@ -84,12 +84,12 @@ def fresh_agent(start_agent: Callable[..., AgentProcess]) -> Iterator[AgentProce
 
 @pytest.mark.parametrize(("kind", "step", "then"), round_points(SHARED))
 def test_local_domain(local_world: World, kind: str, step: str, then: str) -> None:
-    walk(local_world, kind, step, SHARED[kind], then)
+    assert walk(local_world, kind, step, SHARED[kind], then)
 
 
 @pytest.mark.parametrize(("kind", "step", "then"), round_points(LEASED))
 def test_domain_with_leases(leased_world: World, kind: str, step: str, then: str) -> None:
-    walk(leased_world, kind, step, LEASED[kind], then)
+    assert walk(leased_world, kind, step, LEASED[kind], then)
 
 
 @pytest.mark.parametrize(("kind", "step"), points(FRESH))
@@ -100,4 +100,4 @@ def test_pools_and_domains(
     step: str,
 ) -> None:
     servers = [make_server("local"), make_server("local")]
-    walk(World(fresh_agent, servers, kind not in UNATTACHED), kind, step, FRESH[kind])
+    assert walk(World(fresh_agent, servers, kind not in UNATTACHED), kind, step, FRESH[kind])

@@ -233,7 +233,7 @@ def world(
 @pytest.mark.parametrize(("kind", "step", "then"), round_points({**SHARED, **LEASED}))
 def test_volumes_and_leases(world: BlockWorld, kind: str, step: str, then: str) -> None:
     world.need_pool()
-    walk(world, kind, step, SHARED.get(kind) or LEASED[kind], then)
+    assert walk(world, kind, step, SHARED.get(kind) or LEASED[kind], then)
     world.clear()
 
 
@@ -241,7 +241,7 @@ def test_volumes_and_leases(world: BlockWorld, kind: str, step: str, then: str) 
 def test_pools_and_domains(world: BlockWorld, kind: str, step: str) -> None:
     if kind != "pool.create":
         world.need_pool()
-    walk(world, kind, step, lambda w: BLOCK[kind](world))
+    assert walk(world, kind, step, lambda w: BLOCK[kind](world))
 
 
 @pytest.mark.dm

@@ -357,6 +357,7 @@ def test_fuzz_port(lab: Lab, data: bytes, start: bytes) -> None:
         context.wrap_socket(plain) as inner,
     ):
         inner.sendall(start + data)
+    assert lab.agent.alive()
 
 
 def test_the_agent_is_well(lab: Lab) -> None:

@@ -42,8 +42,8 @@ def test_a_hung_lane_delays_no_other() -> None:
 def test_a_lane_may_have_workers_of_its_own() -> None:
     lanes = Lanes(SystemClock(), workers=1)
     meet = threading.Barrier(3)
-    for future in [lanes.submit("wide", meet.wait, 30, workers=3) for _ in range(3)]:
-        future.result(10)
+    waiting = [lanes.submit("wide", meet.wait, 30, workers=3) for _ in range(3)]
+    assert sorted(future.result(10) for future in waiting) == [0, 1, 2]  # they met
 
 
 def test_many_calls_use_no_more_than_the_workers() -> None:

@@ -114,3 +114,4 @@ def test_an_old_domain_joins_a_new_pool(world: World, data: str, tmp_path: Path)
     world.services.members.attach(old, pool)
     world.services.members.activate(old, pool)
     wait_for(lambda: world.services.registry.get(old).version == 5)
+    assert world.services.registry.get(old).metadata().version == 5  # on the storage, too

@@ -38,7 +38,8 @@ def test_two_groups_and_other_selectors() -> None:
 
 @given(st.text(max_size=80))
 def test_status_of_anything(text: str) -> None:
-    list(parse_status(Target(0, 1, "multipath", text)))
+    paths = list(parse_status(Target(0, 1, "multipath", text)))
+    assert {device for device, _ in paths} <= set(text.split())
 
 
 def test_busy() -> None:

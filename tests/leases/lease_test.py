@@ -60,8 +60,8 @@ def test_a_lease_is_waited_for(joined: Any) -> None:
     timer = threading.Timer(0.2, joined.leases.release, (spec,))
     timer.start()
     with joined.leases.held(spec, 20):
-        pass
-    timer.join()
+        timer.join()
+        assert joined.leases.state(spec).owners == (7,)
 
 
 def test_data_travels_with_the_lease(joined: Any) -> None:
@@ -143,6 +143,67 @@ def test_a_host_id_that_was_left_behind(joined: Any, tmp_path: Any) -> None:
     last.release()
 
 
+def new_lockspace(joined: Any, directory: Any) -> Lockspace:
+    path = str(directory / "ids")
+    (directory / "ids").touch()
+    joined.leases.write_lockspace(directory.name, path, Geometry())
+    return Lockspace(joined.sanlock, directory.name, path, Geometry(), SystemClock())
+
+
+def test_a_host_id_in_use_is_given_back_by_its_user(joined: Any, tmp_path: Any) -> None:
+    lockspace = new_lockspace(joined, tmp_path)
+    lockspace.acquire(3, 60)
+    closed: list[str] = []
+    assert lockspace.begin_use()
+    lockspace.release(lambda: closed.append("too early"))
+    assert lockspace.is_held()
+    assert lockspace.unwanted
+    lockspace.end_use()
+    lockspace.release(lambda: closed.append("by the user"))
+    assert closed == ["by the user"]
+    assert lockspace.joined_as() is None
+    assert not lockspace.begin_use()
+    lockspace.acquire(3, 60)
+    assert not lockspace.unwanted  # somebody wants it again
+    lockspace.release()
+
+
+def test_another_host_id_waits_for_the_one_that_goes(joined: Any, tmp_path: Any) -> None:
+    """As when a pool is destroyed and another made at once."""
+    lockspace = new_lockspace(joined, tmp_path)
+    lockspace.acquire(3, 60)
+    going = threading.Timer(0.5, lockspace.release)
+    going.start()
+    lockspace.acquire(4, 60)
+    assert lockspace.joined_as() == 4
+    going.join()
+    with pytest.raises(HostIdConflict):  # nobody gives that one back
+        lockspace.acquire(5, 1)
+    assert lockspace.is_held()
+    lockspace.release()
+
+
+def test_the_same_host_id_is_asked_for_while_it_goes(
+    joined: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given back between the question and the wait for the answer."""
+    lockspace = new_lockspace(joined, tmp_path)
+    lockspace.acquire(3, 60)
+    wait, waited = lockspace.wait, []
+
+    def released_first(timeout: float) -> None:
+        waited.append(timeout)
+        if len(waited) == 1:
+            lockspace.release()
+        wait(timeout)
+
+    monkeypatch.setattr(lockspace, "wait", released_first)
+    lockspace.acquire(3, 60)
+    assert lockspace.is_held()
+    assert len(waited) > 1
+    lockspace.release()
+
+
 def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
     lockspaces = Lockspaces(joined.sanlock, SystemClock())
     opened = []
@@ -221,5 +282,6 @@ def test_a_call_that_hangs_is_left_and_undone() -> None:
 
 @given(st.binary(max_size=512))
 def test_leader_parser_takes_any_bytes(data: bytes) -> None:
-    parse_leader(data)
-    parse_leader(struct.pack("<I", MAGIC) + data)
+    for text in (data, struct.pack("<I", MAGIC) + data):
+        found = parse_leader(text)
+        assert found is None or text.startswith(struct.pack("<I", MAGIC))

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
+from vdsm_storage.base.clock import Deadline, SystemClock
 from vdsm_storage.domains.domain import Domain
 from vdsm_storage.errors import AgentError
 
@@ -23,7 +24,13 @@ def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
     if lockspace is None:
         yield
         return
+    deadline = Deadline(SystemClock(), timeout)
     acquired = False
+    # A pool that was disconnected just now may give it back between the two.
+    while not lockspace.begin_use():
+        domain.check_special_files()
+        lockspace.acquire(number, deadline.left())
+        acquired = True
     try:
         # A pool that was disconnected just now may be about to give it back.
         with lockspace.used():
@@ -33,6 +40,7 @@ def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
                 acquired = True
             yield
     finally:
+        lockspace.end_use()
         if acquired or lockspace.unwanted:
             leave(domain)
 

@@ -29,6 +29,7 @@ from vdsm_storage.leases.model import Geometry
 log = logging.getLogger("leases")
 
 POLL: Final = 0.1  # seconds between two looks at a host id under way
+LEAVING: Final = 5.0  # seconds that another id of this host may take to be given back
 SEEN: Final = 1.2  # seconds after which the daemon is at what it was asked: it looks once a second
 
 
@@ -104,11 +105,27 @@ class Lockspace:
             self._acquire(host_id, deadline)
 
     def _acquire(self, host_id: int, deadline: Deadline) -> None:
-        while not self.start_acquire(host_id):
-            if deadline.passed():
-                raise self._failure("an earlier one is still being given back", host_id)
-            self._clock.wait(threading.Event(), POLL)
-        self.wait(deadline.left())
+        # A pool that was disconnected just now gives its id back a moment later.
+        patience = Deadline(self._clock, min(LEAVING, deadline.left()))
+        while True:
+            while not self._start(host_id, patience):
+                if deadline.passed():
+                    raise self._failure("an earlier one is still being given back", host_id)
+                self._clock.wait(threading.Event(), POLL)
+            try:
+                return self.wait(deadline.left())
+            except AcquireHostIdFailure:
+                if self._host_id is not None or deadline.passed():
+                    raise
+            # The same id was held for that pool, and is given back now: it is asked for anew.
+
+    def _start(self, host_id: int, patience: Deadline) -> bool:
+        try:
+            return self.start_acquire(host_id)
+        except HostIdConflict:
+            if patience.passed():
+                raise
+            return False
 
     def wait(self, timeout: float) -> None:
         """Wait until the host id that was asked for is held.  Raises 661."""
@@ -137,16 +154,17 @@ class Lockspace:
             log.warning("Lockspace %s: %s", self.id, error)
             return False
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Who gives the host id back meanwhile does not get it away; see `unwanted`."""
+    def begin_use(self) -> bool:
+        """False if no host id is held.  Else it stays until end_use(): who gives it back meanwhile
+        leaves that to the user, see `unwanted`."""
         with self._changing:
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._changing:
-                self._users -= 1
+            held = self.is_held()
+            self._users += held
+            return held
+
+    def end_use(self) -> None:
+        with self._changing:
+            self._users -= 1
 
     @property
     def unwanted(self) -> bool:
