@@ -32,13 +32,7 @@ def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
         lockspace.acquire(number, deadline.left())
         acquired = True
     try:
-        # A pool that was disconnected just now may be about to give it back.
-        with lockspace.used():
-            if not lockspace.is_held():
-                domain.check_special_files()
-                lockspace.acquire(number, timeout)
-                acquired = True
-            yield
+        yield
     finally:
         lockspace.end_use()
         if acquired or lockspace.unwanted:

@@ -9,10 +9,9 @@ id and died, so `start_acquire` does not wait.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
