@@ -42,18 +42,29 @@ class BoundedCall:
             raise self._error
         return self._result
 
+    def give_up(self, error: BaseException) -> None:
+        """Nobody waits any longer, from now on: run() raises `error`.  Nothing if it is done."""
+        with self._lock:
+            if not self._done.is_set():
+                self._abandoned = True
+                self._error = error
+                self._done.set()
+
     def _work(self) -> None:
         with self._turn:
             if self._undo is not None and self._is_abandoned():
                 return
+            result, failure = None, None
             try:
-                self._result = self._call()
+                result = self._call()
             except BaseException as error:  # noqa: BLE001 - handed on to who waits for it
-                self._error = error
+                failure = error
             with self._lock:
                 abandoned = self._abandoned
+                if not abandoned:
+                    self._result, self._error = result, failure
                 self._done.set()
-            if abandoned and self._error is None and self._undo is not None:
+            if abandoned and failure is None and self._undo is not None:
                 self._undo()
 
     def _is_abandoned(self) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The connection to libvirt: one, made again whenever it is lost; every call bounded in time.
+"""The connection to libvirt: made again whenever it is lost; every call bounded in time.
 
     libvirt = Libvirt(config, EventLoop(), clock)
     libvirt.when_connected(...)             # wiring, before start
@@ -7,10 +7,11 @@
     libvirt.start()
     libvirt.call("look up a VM", lambda connection: connection.lookupByUUIDString(vm))
 
-A daemon that hangs (or is stopped) is noticed by the missing signs of life; a call that is waiting
-then is answered with an error.  Callers stop waiting earlier: each call runs in a thread that is
-left behind when it takes too long, and there are never more than STUCK of these.  A new connection
-to a daemon that hangs hangs too: it is one thread that waits, and calls are refused meanwhile.
+One connection brings the events and the signs of life; calls have others, see libvirt_calls.  A
+daemon that hangs (or is stopped) is noticed by the missing signs of life; calls that wait then are
+answered with an error.  Callers stop waiting earlier: each call runs in a thread that is left
+behind when it takes too long, and there are never more than STUCK of these.  A new connection to a
+daemon that hangs hangs too: it is one thread that waits, and calls are refused meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import libvirt
@@ -28,6 +29,7 @@ from vdsm_storage.base.clock import Clock
 from vdsm_storage.config import Libvirt as Settings
 from vdsm_storage.errors import LibvirtTimeout, LibvirtUnavailable
 from vdsm_storage.host.bounded import BoundedCall
+from vdsm_storage.host.libvirt_calls import CallConnections, Lost, close
 from vdsm_storage.host.libvirt_events import EventLoop
 
 STUCK: Final = 50  # calls at once, those included that nobody waits for any more
@@ -49,7 +51,10 @@ class Libvirt:
         self._lock = threading.Lock()
         self._connection: Any = None
         self._reason = "the connection is being made"  # why there is none
+        self._registered: list[int] = []  # what events are sent for, on this connection
+        self._calls = CallConnections(settings.uri)
         self._running = 0  # calls, those included that nobody waits for
+        self._waiting: set[BoundedCall] = set()  # calls that somebody waits for
         self._closed = threading.Event()
         self._lost = threading.Event()
         self._tried = threading.Event()
@@ -110,31 +115,31 @@ class Libvirt:
         that it cannot be done.
         """
         seconds = self._settings.timeout if timeout is None else timeout
+        bounded = BoundedCall(lambda: self._counted(function), contextlib.nullcontext(), None)
         with self._lock:
-            connection = self._connection
-            if connection is None:
+            if self._connection is None:
                 raise self._unavailable(self._reason)
             if self._running >= STUCK:
                 raise self._unavailable(f"{STUCK} calls wait for its answer")
             self._running += 1
-
-        def counted() -> T:
-            try:
-                return function(connection)
-            finally:
-                with self._lock:
-                    self._running -= 1
-
-        bounded = BoundedCall(counted, contextlib.nullcontext(), None)
+            self._waiting.add(bounded)
         try:
             result: T = bounded.run(f"libvirt {name}", seconds)
         except TimeoutError:
             raise LibvirtTimeout(call=name, seconds=seconds) from None
-        except libvirt.libvirtError as error:
-            if _is_lost(connection, error):
-                raise self._unavailable(str(error)) from error
-            raise
+        except Lost as error:
+            raise self._unavailable(str(error)) from error
+        finally:
+            with self._lock:
+                self._waiting.discard(bounded)
         return result
+
+    def _counted(self, function: Callable[[Any], T]) -> T:
+        try:
+            return self._calls.use(function)
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def _unavailable(self, reason: str) -> LibvirtUnavailable:
         return LibvirtUnavailable(uri=self._settings.uri or "none here", reason=reason)
@@ -166,7 +171,7 @@ class Libvirt:
         try:
             self._prepare(connection, lost)
         except libvirt.libvirtError:
-            _close(connection)
+            _close(connection, ())
             raise
         with self._lock:
             if self._closed.is_set():
@@ -183,20 +188,31 @@ class Libvirt:
             lost.set()
 
         connection.registerCloseCallback(ended, None)
+        self._registered = [
+            connection.domainEventRegisterAny(None, event_id, self._take_event, callback)
+            for event_id, callback in self._handlers
+        ]
+        # Last: from now on no call is made on it.
         with contextlib.suppress(libvirt.libvirtError):  # a driver in this process has none
             connection.setKeepAlive(
                 self._settings.keepalive_interval, self._settings.keepalive_count
             )
-        for event_id, callback in self._handlers:
-            connection.domainEventRegisterAny(None, event_id, self._take_event, callback)
 
     def _drop(self, reason: str) -> None:
         with self._lock:
             connection, self._connection, self._reason = self._connection, None, reason
-        if connection is not None:
-            with contextlib.suppress(TimeoutError):
-                close = BoundedCall(lambda: _close(connection), contextlib.nullcontext(), None)
-                close.run("libvirt close", CLOSE)
+            waiting, registered = list(self._waiting), self._registered
+        if connection is None:
+            return
+        for call in waiting:
+            call.give_up(Lost(reason))
+
+        def end() -> None:
+            _close(connection, registered)
+            self._calls.renew()
+
+        with contextlib.suppress(TimeoutError):
+            BoundedCall(end, contextlib.nullcontext(), None).run("libvirt close", CLOSE)
 
     # -- events ------------------------------------------------------------------------------
 
@@ -213,18 +229,11 @@ class Libvirt:
                 log.exception("An event of libvirt could not be dealt with")
 
 
-def _close(connection: Any) -> None:
+def _close(connection: Any, registered: Iterable[int]) -> None:
+    """What is registered on it would keep it."""
+    for callback in registered:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.domainEventDeregisterAny(callback)
     with contextlib.suppress(libvirt.libvirtError):
         connection.unregisterCloseCallback()
-    with contextlib.suppress(libvirt.libvirtError):
-        connection.close()
-
-
-def _is_lost(connection: Any, error: libvirt.libvirtError) -> bool:
-    """Whether an error is of the connection, not of what was asked for."""
-    if error.get_error_domain() == libvirt.VIR_FROM_RPC:
-        return True
-    try:
-        return not connection.isAlive()
-    except libvirt.libvirtError:
-        return True
+    close(connection)
