@@ -36,6 +36,7 @@ from vdsm_storage.lvm.labels import Label, free_bytes
 from vdsm_storage.lvm.model import VolumeGroup
 from vdsm_storage.lvm.native import Native, natives
 from vdsm_storage.lvm.plan import Plan, make_plan
+from vdsm_storage.lvm.turn import Turn
 
 log = logging.getLogger("lvm.group")
 
@@ -74,11 +75,11 @@ class _Request:
     result: VolumeGroup | None = None
 
     def end(self, end: AgentError | VolumeGroup) -> None:
-        self.done = True
         if isinstance(end, AgentError):
             self.error = end
         else:
             self.result = end
+        self.done = True  # last: its caller may look at any time
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Group:
     # How old, in seconds, what is read may be, because nobody else can have changed it since.
     unchanged: Callable[[], float] = lambda: 0.0
     _lasted: float = field(default=0.0, init=False)
-    _turn: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _turn: Turn = field(default_factory=Turn, init=False)
     _waiting: list[_Request] = field(default_factory=list, init=False)
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -150,8 +151,11 @@ class Group:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """No change is made to the group by others in this process meanwhile."""
-        with self._turn:
+        self._turn.take()
+        try:
             yield
+        finally:
+            self._turn.release()
 
     def apply(self, *changes: Change) -> VolumeGroup:
         """Make all the changes, or none; gives the group as it is then.
@@ -163,12 +167,11 @@ class Group:
         request = _Request(changes)
         with self._mutex:
             self._waiting.append(request)
-        self._take_turn(request)
-        try:
-            if not request.done:
+        if self._has_turn(request):
+            try:
                 self._commit_all(self._gathered())
-        finally:
-            self._turn.release()
+            finally:
+                self._turn.release()
         if request.error is not None:
             raise request.error
         assert request.result is not None
@@ -176,14 +179,22 @@ class Group:
 
     # -- one commit --------------------------------------------------------------------------
 
-    def _take_turn(self, request: _Request) -> None:
-        """Raises ResourceTimeout (851) when the group is being worked on for very long."""
+    def _has_turn(self, request: _Request) -> bool:
+        """Wait for the turn; False if another who had it has dealt with the request.
+
+        Raises ResourceTimeout (851) when the group is being worked on for very long.
+        """
         longest = TURN_COMMANDS * self.lvm.timeout
-        while not self._turn.acquire(timeout=longest):
-            with self._mutex:
-                if request in self._waiting:  # nobody has begun with it
-                    self._waiting.remove(request)
-                    raise ResourceTimeout(namespace="volume group", name=self.name, seconds=longest)
+        while True:
+            try:
+                return self._turn.take(lambda: request.done, longest)
+            except TimeoutError:
+                with self._mutex:
+                    if request in self._waiting:  # nobody has begun with it
+                        self._waiting.remove(request)
+                        raise ResourceTimeout(
+                            namespace="volume group", name=self.name, seconds=longest
+                        ) from None
 
     def _gathered(self) -> Sequence[_Request]:
         """All that wait, after a moment in which who comes at the same time can join: a commit
