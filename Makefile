@@ -4,8 +4,8 @@
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 TESTS ?= tests functional
-# Test files are shared out among this many processes (they mostly wait); 0 runs all in one.
-WORKERS ?= 2
+# Test files are shared out among this many processes (functional/sharing.py); 0 runs all in one.
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo lint check test lab bench run docs rpm clean

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,13 @@ from functional.processes import AgentProcess, leftovers
 from functional.standin.process import StandInProcess
 
 GIB = 1024**3
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from functional.sharing import Sharing  # xdist takes seconds to import under emulation
+
+    return Sharing(config, log)
 
 
 @pytest.fixture(scope="module")

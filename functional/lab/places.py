@@ -11,6 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import IO
 
 from functional.lab.errors import BootError
@@ -22,6 +23,11 @@ WAIT = 3600.0  # seconds; others may run a suite of their own first
 def total() -> int:
     """VDSM_STORAGE_LAB_GUESTS says otherwise."""
     return int(os.environ.get("VDSM_STORAGE_LAB_GUESTS") or max(2, os.cpu_count() or 1))
+
+
+def needs_guests(path: PurePath) -> bool:
+    """Whether a test file does."""
+    return "lab_tests" in path.parts or path.name.startswith(("test_cluster", "test_lab"))
 
 
 @contextlib.contextmanager

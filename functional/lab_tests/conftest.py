@@ -22,6 +22,7 @@ from functional.lab.guest import IN_GUEST, why_not
 from functional.lab.inner import services
 from functional.lab.inner.dm import Layer, Loops
 from functional.lab.inner.lio import MODULES, Target
+from functional.lab.places import needs_guests
 
 HERE = Path(__file__).parent
 DELEGATE = pytest.StashKey[Delegate]()
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     counts = Counter(item.path for item in items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(
-        key=lambda item: (not _needs_guests(item), item.path not in slow, -counts[item.path])
+        key=lambda item: (not needs_guests(item.path), item.path not in slow, -counts[item.path])
     )
     mine = [item for item in items if item.path.is_relative_to(HERE)]
     if not mine:
@@ -73,10 +74,6 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if (delegate := session.config.stash.get(DELEGATE, None)) is not None:
         delegate.close()
-
-
-def _needs_guests(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(HERE) or item.path.name.startswith(("test_cluster", "test_lab"))
 
 
 def _device_mapper() -> bool:
