@@ -136,7 +136,7 @@ def test_guest_runs_until_it_ends(lab: VmLab) -> None:
         machine.guest.wait_ready()
         machine.guest.run("echo here >/mnt/vda/file; sync; umount /mnt/vda")
         machine.guest.send("poweroff -f")
-        lab.wait(lambda: state(lab, machine.id)["status"] == "Down", "the guest to end")
+        lab.wait(lambda: state(lab, machine.id).get("status") == "Down", "the guest to end")
         found = state(lab, machine.id)
         assert (found["exitCode"], found["exitReason"]) == (0, 7)  # in order; by its user
         name = f"|virt|VM_status|{machine.id}"
@@ -152,7 +152,7 @@ def test_guest_runs_until_it_ends(lab: VmLab) -> None:
     lab.wait(lambda: disk.image not in prepared(lab), "the image to be let go")
     again = start(lab, plan(lab, "runs", [disk], id=machine.id), [disk], launchPaused=True)
     again.guest.destroy()  # from outside
-    lab.wait(lambda: state(lab, machine.id)["status"] == "Down", "the VM to end")
+    lab.wait(lambda: state(lab, machine.id).get("status") == "Down", "the VM to end")
     assert state(lab, machine.id)["exitReason"] == 6
     lab.world.restart()
     assert state(lab, machine.id)["exitReason"] == 6

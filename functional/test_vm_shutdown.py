@@ -70,7 +70,7 @@ def obey(machine: Machine) -> None:
 
 
 def ended(lab: VmLab, machine: Machine, within: float) -> dict[str, Any]:
-    lab.wait(lambda: state(lab, machine.id)["status"] == "Down", "the VM to end", within)
+    lab.wait(lambda: state(lab, machine.id).get("status") == "Down", "the VM to end", within)
     return state(lab, machine.id)
 
 

@@ -24,6 +24,7 @@ from vdsm_storage.host.libvirt_model import DOWN
 
 WAITING: Final = "WaitForLaunch"
 UP: Final = "Up"
+ENDING: Final = "Powering down"
 
 log = logging.getLogger("vms.launches")
 
@@ -99,11 +100,16 @@ class Launches:
         found = self._launches.get(vm)
         return None if found is None or found.status == UP else found.row()
 
-    def rows(self, besides: Collection[str]) -> list[dict[str, Any]]:
-        """Of all of these that are not among `besides`."""
+    def rows(self, up: Collection[str], running: Collection[str]) -> list[dict[str, Any]]:
+        """Of those that libvirt does not run: `running` are these, as it said after `up` were up.
+
+        One that was up and does not run has just ended, and why is about to be told.
+        """
         with self._lock:
-            launches = list(self._launches.values())
-        return [each.row() for each in launches if each.status != UP and each.vm not in besides]
+            launches = [each for each in self._launches.values() if each.vm not in running]
+        rows = [each.row() for each in launches if each.status != UP]
+        ending = [each for each in launches if each.status == UP and each.vm in up]
+        return rows + [{**each.row(), "status": ENDING} for each in ending]
 
     def of_status(self, status: str) -> list[str]:
         with self._lock:

@@ -21,7 +21,7 @@ from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import merge
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
-from vdsm_storage.vms.launches import WAITING, Launches, why_stopped
+from vdsm_storage.vms.launches import UP, WAITING, Launches, why_stopped
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import Snapshots, Tools
@@ -118,6 +118,7 @@ class VmServices:
     def short_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
         """vmId, vmName and status of those that run, are being started, or did not start; all, or
         those asked for.  Raises 59."""
+        up = self.launches.of_status(UP)
         running = self.registry.running()
         found = [
             {"vmId": state.id, "vmName": state.name, "status": self._shown(state.id, state.status)}
@@ -125,7 +126,7 @@ class VmServices:
         ]
         found += [
             {key: row[key] for key in ("vmId", "vmName", "status")}
-            for row in self.launches.rows({state.id for state in running})
+            for row in self.launches.rows(up, {state.id for state in running})
         ]
         return [row for row in found if not vms or row["vmId"] in vms]
 
@@ -135,20 +136,22 @@ class VmServices:
 
     def all_stats(self) -> list[dict[str, Any]]:
         """Of those that short_list() has.  Raises 59."""
+        up = self.launches.of_status(UP)
         found = self.stats.all()
         for row in found:
             row["status"] = self._shown(row["vmId"], row["status"])
-        return [*found, *self.launches.rows({row["vmId"] for row in found})]
+        return [*found, *self.launches.rows(up, {row["vmId"] for row in found})]
 
     def one_stats(self, vm: str) -> dict[str, Any]:
         """Raises NoSuchVM (1), VMIsDown (6), 59."""
+        up = self.launches.of_status(UP)
         try:
             found = self.stats.one(vm)
         except (NoSuchVM, VMIsDown):
-            row = self.launches.row(vm)
-            if row is None:
+            rows = [row for row in self.launches.rows(up, ()) if row["vmId"] == vm]
+            if not rows:
                 raise
-            return row
+            return rows[0]
         return {**found, "status": self._shown(vm, found["status"])}
 
     def full_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -161,7 +164,7 @@ class VmServices:
         return found
 
     def _with_xml(self, vms: Sequence[str]) -> list[dict[str, Any]]:
-        return [vm for vm in self.short_list(vms) if self.launches.row(vm["vmId"]) is None]
+        return [vm for vm in self.short_list(vms) if vm["status"] not in (WAITING, DOWN)]
 
     def info(self, vm: str) -> dict[str, Any]:
         """One of them.  Raises NoSuchVM (1), VMIsDown (6), 59."""
