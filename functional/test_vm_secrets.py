@@ -16,6 +16,7 @@ from functional.processes import AgentProcess
 from functional.vm_create import fails, nothing_stays, plan, start, state, xml
 from functional.vm_lab import SIZE, Machine, VmDisk, VmLab, vm_lab
 from functional.world import COW, new_id
+from vdsm_storage.rpc.client import Client
 
 KEY = "Grauer-Wolf-3391-am-Fluss"  # opens the disk
 ENCODED = base64.b64encode(KEY.encode()).decode()
@@ -89,6 +90,18 @@ def runs(lab: VmLab, disk: VmDisk, name: str = "luks", **more: Any) -> Machine:
     return start(lab, wanted, [disk], launchPaused=True, secrets=[secret()], **more)
 
 
+def start_again(lab: VmLab) -> None:
+    """After an end in order the agent waits to be told of its storage."""
+    lab.agent.start()
+    world = lab.world
+    world.client = Client.dev(str(lab.agent.dir), timeout=180.0)
+    for server in world.places.values():
+        world.connect_server(server)
+    world.connect_pool()
+    world.settle()
+    lab.wait_libvirt()
+
+
 def shown(lab: VmLab) -> list[str]:
     """Files and command lines in which the value is, in whichever form."""
     forms = [KEY.encode(), ENCODED.encode(), ENCODED.rstrip("=").encode()]
@@ -149,7 +162,7 @@ def test_ceph_disk(lab: VmLab) -> None:
     assert OTHER in fails(lab, wanted)  # no secret
     message = fails(lab, wanted, secrets=[secret(OTHER, kind="ceph")])
     assert OTHER not in message, message
-    assert "secret" not in message.lower(), message
+    assert "process exited" in message  # QEMU was started with it
 
 
 def test_it_outlives_agents_and_libvirtd(lab: VmLab, disk: VmDisk) -> None:
@@ -165,8 +178,7 @@ def test_it_outlives_agents_and_libvirtd(lab: VmLab, disk: VmDisk) -> None:
     assert lab.agent.stop() == ""  # in order, which clears all other secrets
     assert usages(lab) == OF_VM
     assert shown(lab) == []
-    lab.world.restart()
-    lab.wait_libvirt()
+    start_again(lab)
     assert usages(lab) == OF_VM
     lab.call("VM.cont", vmID=machine.id)
     assert state(lab, machine.id)["status"] == "Up"
