@@ -25,6 +25,7 @@ from functional.vm_create import (
     hint,
     metadata,
     nothing_stays,
+    obey,
     plan,
     record,
     settled,
@@ -124,7 +125,7 @@ def test_disks_of_every_kind(lab: VmLab, workdir: Path) -> None:
 
 
 def test_guest_runs_until_it_ends(lab: VmLab) -> None:
-    """It is told when it comes up and when it goes; Down is known until VM.destroy."""
+    """Told when it comes up and, shut down by its agent, goes; Down is known until VM.destroy."""
     disk = lab.disk(filled=True)
     lab.call("Image.teardown", **lab.world.ids(disk.image, disk.leaf))
     host = lab.agent.host("engine", 1)
@@ -135,10 +136,16 @@ def test_guest_runs_until_it_ends(lab: VmLab) -> None:
         assert wanted.id in lab.call("Host.dumpxmls")
         machine.guest.wait_ready()
         machine.guest.run("echo here >/mnt/vda/file; sync; umount /mnt/vda")
-        machine.guest.send("poweroff -f")
+        obey(machine)
+        began = time.monotonic()
+        lab.call("VM.shutdown", vmID=machine.id, delay=1, timeout=30, message="over", force=True)
         lab.wait(lambda: state(lab, machine.id).get("status") == "Down", "the guest to end")
+        assert time.monotonic() - began >= 1.0
         found = state(lab, machine.id)
         assert (found["exitCode"], found["exitReason"]) == (0, 7)  # in order; by its user
+        log = (lab.agent.dir / "agent.log").read_text()
+        assert "its guest agent is asked" in log
+        assert "is pressed" not in log
         name = f"|virt|VM_status|{machine.id}"
 
         def told() -> list[tuple[str, int | None]]:

@@ -79,6 +79,15 @@ def start(lab: VmLab, wanted: Plan, disks: Sequence[VmDisk] = (), **more: Any) -
     return Machine(lab.guests.adopt(wanted), list(disks))
 
 
+def obey(machine: Machine) -> None:
+    """Give a guest what its agent calls to shut down or to reboot."""
+    script = (
+        "printf '#!/bin/sh\\ncase \"$*\" in *-r*) reboot -f;; *) poweroff -f;; esac\\n' "
+        ">/sbin/shutdown; chmod +x /sbin/shutdown"
+    )
+    machine.guest.run(script)
+
+
 def fails(lab: VmLab, wanted: Plan, text: str = "", **more: Any) -> str:
     """One that does not start: it is listed as Down until it is destroyed; why."""
     create(lab, wanted, text, **more)
