@@ -82,7 +82,7 @@ def test_agent_obeys_then_hangs(lab: VmLab) -> None:
     lab.call("VM.shutdown", vmID=machine.id, reboot=True, timeout=60, force=True)
     assert time.monotonic() - before < 5.0  # nobody waits for the guest
     machine.guest.close()
-    lab.wait(lambda: readies(machine) == 2, "the guest to boot again")
+    lab.wait(lambda: readies(machine) == 2, "the guest to boot again", 120.0)
     assert state(lab, machine.id)["status"] == "Up"
     assert "is pressed" not in log(lab)
 
