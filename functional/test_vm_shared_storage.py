@@ -13,6 +13,7 @@ import pytest
 from functional.engine.host import FCP, StorageServer
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
+from functional.vm_create import fails, held, plan, record, start, xml
 from functional.vm_disks import SCSI, element, pdiv, plug, records, root, source, unplug
 from functional.vm_lab import MIB, Machine, VmDisk, VmLab, vm_lab
 from functional.world import COW, PREALLOCATED, RAW, SPARSE, new_id
@@ -134,3 +135,40 @@ def test_leases(lab: VmLab, paused: Machine) -> None:
     missing = {**lease, "lease_id": new_id()}
     lab.fails(936, "VM.hotplugLease", vmID=paused.id, lease=missing)
     lab.fails(1, "VM.hotplugLease", vmID=new_id(), lease=lease)
+
+
+def test_vm_with_leases(lab: VmLab) -> None:
+    """Where they are is the storage's to say; a disk may want the lease of its volume."""
+    world = lab.world
+    disk = volume(lab, COW)
+    disk.volumes.append(lab.new_leaf(disk))
+    lease = {"sd_id": world.main, "lease_id": new_id()}
+    assert world.task("Lease.create", lease=lease, metadata=None) == ""
+    own = lab.call("Lease.info", lease=lease)
+    wanted = plan(
+        lab, "leases", [disk],
+        devices=f"<lease><lockspace>{world.main}</lockspace><key>{lease['lease_id']}</key>"
+        "<target path='LEASE-PATH' offset='0'/></lease>",
+    )  # fmt: skip
+    text = xml(lab, wanted).replace(record(lab, disk, "vda"), record(lab, disk, "vda", "exclusive"))
+    machine = start(lab, wanted, [disk], text=text, launchPaused=True)
+    found = element(machine, "vda")
+    assert found is not None
+    assert found.get("type") == "block"
+    assert source(machine, "vda").endswith(f"/{disk.image}/{disk.leaf}")
+    assert set(disk.volumes) <= active(lab)
+    of_disk = world.info(disk.image, disk.leaf)["lease"]
+    there = {
+        each.findtext("key"): (target.get("path"), target.get("offset"))
+        for each in root(machine).iterfind("./devices/lease")
+        if (target := each.find("target")) is not None
+    }
+    assert there == {
+        lease["lease_id"]: (own["path"], str(own["offset"])),
+        disk.leaf: (of_disk["path"], str(of_disk["offset"])),
+    }
+    lab.call("VM.destroy", vmID=machine.id)
+    assert not set(disk.volumes) & active(lab)
+    assert held(lab) == {}
+    missing = text.replace(lease["lease_id"], new_id())
+    assert "lease" in fails(lab, wanted, missing)

@@ -13,6 +13,8 @@ from vdsm_storage.base.secret import Secret
 
 # The first part of the usage id of every secret that is ours.  No other is ever touched.
 OURS: Final = "ovirt/"
+# The same of those that live as long as a VM: `ovirt/vm/<UUID of the secret>`.
+OF_VMS: Final = "ovirt/vm/"
 VOLUME: Final = "volume"
 # What a secret opens -> the element that names the use (libvirt's formatsecret.html).
 USAGES: Final[Mapping[str, str]] = {"ceph": "name", "iscsi": "target", VOLUME: "volume"}
@@ -34,6 +36,10 @@ class Defined:
         return self.usage_id.startswith(OURS)
 
     @property
+    def of_vms(self) -> bool:
+        return self.usage_id.startswith(OF_VMS)
+
+    @property
     def usage(self) -> tuple[str, str]:
         """libvirt lets no two secrets have the same."""
         return self.usage_type, self.usage_id
@@ -49,6 +55,11 @@ class Entry:
     usage_id: str
     password: Secret
     description: str = ""
+
+    @property
+    def of_vms(self) -> bool:
+        """Whether it lives as long as the VMs that were started with it."""
+        return self.usage_id.startswith(OF_VMS)
 
     @property
     def usage(self) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from vdsm_storage.base.locks import Lock, Locks
@@ -73,7 +73,7 @@ class Registry:
         """
         new = {entry.uuid: entry for entry in request.parse(secrets)}
         with self._one_at_a_time(SecretRegistrationFailed):
-            others = {} if clear else self._entries
+            others = self._of_vms() if clear else self._entries
             target = {**others, **new}
 
             def make(change: Change, present: Mapping[str, Defined]) -> None:
@@ -83,18 +83,73 @@ class Registry:
             self._commit(target, make, SecretRegistrationFailed)
         log.info("Registered %s secrets, %s in all", len(new), len(target))
 
-    def unregister(self, uuids: Iterable[str]) -> None:
-        """Remove all of these, or none.  Unknown ones are ignored, and such as are not ours.
+    # -- secrets that live as long as VMs ----------------------------------------------------
+
+    def give(self, entries: Iterable[Entry]) -> None:
+        """Define secrets of a VM, or change nothing.  One that another VM has, too, must be the
+        same.  Raises SecretRegistrationFailed."""
+        new = {entry.uuid: entry for entry in entries}
+        with self._one_at_a_time(SecretRegistrationFailed):
+            target = {**self._entries, **new}
+
+            def make(change: Change, present: Mapping[str, Defined]) -> None:
+                self._refuse_other_values(new)
+                self._refuse_conflicts(new, target, present)
+                self._define(change, new, present, clear=False)
+
+            self._commit(target, make, SecretRegistrationFailed)
+        log.info("%s secrets came with a VM", len(new))
+
+    def take(self, uuids: Iterable[str]) -> None:
+        """No VM has these any more; what is not a secret of VMs is ignored.
+
+        Raises SecretUnregistrationFailed, and none is gone then.
+        """
+        self._remove(frozenset(uuids), of_vms=True)
+
+    def uuids_of_vms(self) -> set[str]:
+        """Of the secrets that came with VMs, known here or left in libvirt by an agent of before.
 
         Raises SecretUnregistrationFailed.
         """
-        gone = frozenset(uuids)
+        try:
+            left = {old.uuid for old in self._present().values() if old.of_vms}
+        except KeyringError as error:
+            raise SecretUnregistrationFailed(reason=error) from error
+        return left | self._of_vms().keys()
+
+    def _of_vms(self) -> dict[str, Entry]:
+        return {uuid: entry for uuid, entry in self._entries.items() if entry.of_vms}
+
+    def _refuse_other_values(self, new: Mapping[str, Entry]) -> None:
+        for entry in new.values():
+            known = self._entries.get(entry.uuid)
+            if known is None or (known.usage, known.password) == (entry.usage, entry.password):
+                continue
+            where = "another VM has it" if known.of_vms else "it is registered on this host"
+            raise KeyringError(f"secret {entry.uuid} is another one here: {where}")
+
+    # -- removing ----------------------------------------------------------------------------
+
+    def unregister(self, uuids: Iterable[str]) -> None:
+        """Remove all of these, or none.  Unknown ones are ignored, and such as are not ours, or
+        came with a VM.
+
+        Raises SecretUnregistrationFailed.
+        """
+        self._remove(frozenset(uuids), of_vms=False)
+
+    def _remove(self, gone: Collection[str], *, of_vms: bool) -> None:
         with self._one_at_a_time(SecretUnregistrationFailed):
-            target = {uuid: entry for uuid, entry in self._entries.items() if uuid not in gone}
+            target = {
+                uuid: entry
+                for uuid, entry in self._entries.items()
+                if uuid not in gone or entry.of_vms != of_vms
+            }
 
             def make(change: Change, present: Mapping[str, Defined]) -> None:
-                for uuid in sorted(gone & present.keys()):
-                    if present[uuid].ours:
+                for uuid in sorted(present.keys() & gone):
+                    if present[uuid].ours and present[uuid].of_vms == of_vms:
                         change.remove(present[uuid])
                         self._reach(BEGUN)
 
@@ -135,17 +190,18 @@ class Registry:
     def close(self) -> None:
         """The clean stop: nothing is kept, and libvirt has none of ours, if it answers.
 
-        Guests that run go on: QEMU was given the values that they use.
+        Secrets of VMs stay as long as these run.  Other guests go on: QEMU was given the values
+        that they use.
         """
         self._closed = True  # a change that is being made is taken back
         level = logging.WARNING if self._entries else logging.DEBUG  # a host may have no libvirt
         try:
             with self._locks.held(_TURN, LAST_TURN_SECONDS):
-                self._entries = {}
+                self._entries = self._of_vms()
                 # First: who dies behind this line leaves nothing that would come back.
                 self._forget()
                 for old in self._present().values():
-                    if old.ours:
+                    if old.ours and not old.of_vms:
                         self._keyring.undefine(old.uuid)
         except ResourceTimeout:
             self._forget()
@@ -155,7 +211,7 @@ class Registry:
 
     def _forget(self) -> None:
         try:
-            self._kept.save(())
+            self._kept.save(self._of_vms().values())
         except StoreError as error:
             log.warning("Secrets stay in their file: %s", error)
 
@@ -197,6 +253,9 @@ class Registry:
     ) -> None:
         owners = {entry.usage: entry.uuid for entry in target.values() if entry.uuid not in new}
         for entry in new.values():
+            known = self._entries.get(entry.uuid)
+            if known is not None and known.of_vms != entry.of_vms:
+                raise KeyringError(f"{entry.uuid} is the UUID of a secret that a VM came with")
             owner = owners.get(entry.usage)
             if owner is not None:
                 raise KeyringError(
@@ -229,7 +288,7 @@ class Registry:
             elif entry is not None or old.usage in usages:
                 change.remove(old)
                 self._reach(BEGUN)
-            else:
+            elif not old.of_vms:
                 rest.append(old)
         for entry in new.values():
             change.put(entry, same.get(entry.uuid))
@@ -247,6 +306,8 @@ class Registry:
         for old in present.values():
             entry = self._entries.get(old.uuid)
             if not old.ours or (entry is not None and entry.usage == old.usage):
+                continue
+            if old.of_vms and entry is None:  # take() sees to it, also when no values are kept
                 continue
             try:
                 self._keyring.undefine(old.uuid)

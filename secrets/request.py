@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.errors import BadSecretRequest
-from vdsm_storage.secrets.model import OURS, USAGES, Entry
+from vdsm_storage.secrets.model import OF_VMS, OURS, USAGES, Entry
 
 LARGEST: Final = 65536  # bytes of a value; libvirt's protocol takes no more
 
@@ -19,8 +19,19 @@ def parse(secrets: Iterable[Mapping[str, Any]]) -> list[Entry]:
     """The secrets of one request, in its order.  Raises BadSecretRequest, which names the secret
     that is wrong by its place and never shows a value."""
     entries = [_entry(number, given) for number, given in enumerate(secrets)]
+    for number, entry in enumerate(entries):
+        if entry.of_vms:
+            raise _bad(number, f"usageID begins with {OF_VMS}, which is for secrets of VMs")
     _refuse_twice("UUID", [entry.uuid for entry in entries])
     _refuse_twice("usage", [entry.usage for entry in entries])
+    return entries
+
+
+def parse_of_vm(secrets: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """The same of those that come with a VM: their usage ids are the agent's to choose."""
+    given = [{**secret, "usageID": OF_VMS + secret["uuid"]} for secret in secrets]
+    entries = [_entry(number, secret) for number, secret in enumerate(given)]
+    _refuse_twice("UUID", [entry.uuid for entry in entries])
     return entries
 
 

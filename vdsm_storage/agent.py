@@ -30,6 +30,7 @@ from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
+from vdsm_storage.host.libvirt_life import LibvirtLife
 from vdsm_storage.host.qemu_img import NewImage, QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
@@ -80,6 +81,7 @@ from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
 from vdsm_storage.vms.transient import Transients
+from vdsm_storage.vms.vm_secrets import VmSecrets
 
 log = logging.getLogger("agent")
 
@@ -195,7 +197,7 @@ class Agent:
         tools = DiskTools(
             LibvirtDisks(self._libvirt), vms.registry, storage.registry.find_store,
             lambda *names: images.prepare(*names)["path"], images.teardown,
-            Holdings(os.path.join(paths.run, "holdings")),
+            Holdings(os.path.join(paths.run, "holdings")), VmSecrets(self._secrets, paths.run),
             Transients(os.path.join(paths.state, "transient"), overlay),
             volumes.shop.locks, self._runner, self._clock,
         )  # fmt: skip
@@ -203,7 +205,12 @@ class Agent:
             storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
         )
         timeout = self._config.vms.unplug_timeout
-        return VmDisks(DiskBase(tools, self._lanes, guard, looking, leases.spec, timeout))
+        life = LibvirtLife(self._libvirt)
+        return VmDisks(
+            DiskBase(
+                tools, self._lanes, guard, looking, life, vms.launches, leases.spec, timeout
+            )
+        )
 
     def _vm_services(self, shop: Workshop, images: Images, merging: MergeStorage) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:
@@ -212,7 +219,7 @@ class Agent:
         vms = LibvirtBlockJobs(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
         below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
-        return VmServices(below, shop, prepare, images.teardown, merging)
+        return VmServices(below, shop, prepare, merging)
 
     def _secret_registry(self) -> Registry:
         paths = self._config.paths

@@ -1063,6 +1063,16 @@ class VMIsDown(AgentError):
     template = "VM {vm} does not run"
 
 
+class VMExists(AgentError):
+    code = 4
+    template = "VM {vm} runs here already, or is being started; end it with VM.destroy first"
+
+
+class CannotCreateVM(AgentError):
+    code = 9
+    template = "VM {vm} was not started: {reason}"
+
+
 class ImageFileNotFound(AgentError):
     code = 13
     template = "VM {vm} has no such disk ({disk})"

@@ -69,7 +69,7 @@ def _address(client: str) -> str:
 
 
 def getAllVmStats(ctx: Context) -> list[dict[str, Any]]:
-    return ctx.services.vms.stats.all()
+    return ctx.services.vms.all_stats()
 
 
 def getVMList(

@@ -17,13 +17,14 @@ from vdsm_storage.verbs.table import Verb
 from vdsm_storage.vms.change_cd import CDROM, FLOPPY
 from vdsm_storage.vms.memory import MemoryVolumes
 from vdsm_storage.vms.merge_request import MergeRequest
+from vdsm_storage.vms.shutdown import Shutdown
 from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
 
 VM = "vmID"
 
 
 def getStats(ctx: Context, vmID: str) -> list[dict[str, Any]]:
-    return [ctx.services.vms.stats.one(vmID)]
+    return [ctx.services.vms.one_stats(vmID)]
 
 
 def getInfo(ctx: Context, vmID: str) -> dict[str, Any]:
@@ -31,21 +32,39 @@ def getInfo(ctx: Context, vmID: str) -> dict[str, Any]:
 
 
 def pause(ctx: Context, vmID: str) -> dict[str, Any]:
-    ctx.services.vms.life.pause(vmID)
+    ctx.services.disks.life.pause(vmID)
     return {"vmList": {}}
 
 
 def cont(ctx: Context, vmID: str) -> dict[str, Any]:
-    ctx.services.vms.life.cont(vmID)
+    ctx.services.disks.life.cont(vmID)
     return {"vmList": {}}
 
 
 def reset(ctx: Context, vmID: str) -> None:
-    ctx.services.vms.life.reset(vmID)
+    ctx.services.disks.life.reset(vmID)
 
 
 def destroy(ctx: Context, vmID: str, gracefulAttempts: int = 1) -> None:
-    ctx.services.vms.life.destroy(vmID, gracefulAttempts)
+    ctx.services.disks.life.destroy(vmID, gracefulAttempts)
+
+
+def create(ctx: Context, vmID: str, vmParams: Mapping[str, Any]) -> dict[str, Any]:
+    """The VM is started after the answer."""
+    return ctx.services.disks.creation.create(vmID, vmParams)
+
+
+def shutdown(
+    ctx: Context,
+    vmID: str,
+    delay: int | None = None,
+    message: str | None = None,
+    reboot: bool = False,
+    timeout: int | None = None,
+    force: bool = False,
+) -> None:
+    asked = Shutdown(vmID, reboot, force, delay, timeout, message or "")
+    ctx.services.disks.shutdowns.begin(asked)
 
 
 def freeze(ctx: Context, vmID: str) -> None:
@@ -198,6 +217,8 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.cont": Verb(cont, lane=VM),
     "VM.reset": Verb(reset, lane=VM),
     "VM.destroy": Verb(destroy, lane=VM),
+    "VM.create": Verb(create, lane=VM),
+    "VM.shutdown": Verb(shutdown, lane=VM),
     "VM.freeze": Verb(freeze, lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
     "VM.snapshot": Verb(snapshot, lane=VM),

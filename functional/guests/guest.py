@@ -134,8 +134,14 @@ class Guests:
         """Returns at once; wait_ready() waits."""
         directory = self.libvirtd.directory
         flags = 0 if plan.boot is not None else libvirt.VIR_DOMAIN_START_PAUSED
-        domain = self.connection.createXML(definition(plan, directory), flags)
-        guest = Guest(domain, plan, directory)
+        return self._add(self.connection.createXML(definition(plan, directory), flags), plan)
+
+    def adopt(self, plan: Plan) -> Guest:
+        """One that somebody else started."""
+        return self._add(self.connection.lookupByUUIDString(plan.id), plan)
+
+    def _add(self, domain: libvirt.virDomain, plan: Plan) -> Guest:
+        guest = Guest(domain, plan, self.libvirtd.directory)
         self._made.append(guest)
         return guest
 

@@ -26,8 +26,9 @@ from vdsm_storage.secrets.aead import AesGcm
 from vdsm_storage.secrets.key import KeySource
 from vdsm_storage.secrets.keyring import Keyring, KeyringError, UnansweredError
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
+from vdsm_storage.secrets.model import Entry
 from vdsm_storage.secrets.registry import Registry
-from vdsm_storage.secrets.request import parse
+from vdsm_storage.secrets.request import parse, parse_of_vm
 from vdsm_storage.secrets.store import Forgetful, Store
 
 IDS = [str(uuid.UUID(int=number)) for number in range(1, 6)]
@@ -460,3 +461,54 @@ def test_stop_without_libvirt(world: World, caplog: pytest.LogCaptureFixture) ->
     assert not world.file.exists()
     world.registry().settle()
     assert world.values() == {}
+
+
+# -- secrets of VMs ----------------------------------------------------------------------------
+
+
+def of_vm(number: int, value: str, kind: str = "volume") -> list[Entry]:
+    return parse_of_vm([sent(number, "unused", value, kind)])
+
+
+def test_secrets_of_vms_are_nobody_elses(world: World) -> None:
+    registry = world.registry()
+    assert registry.settle()
+    registry.register([sent(1, "one", "1")], clear=False)
+    registry.give(of_vm(2, "2"))
+    both = {IDS[1]: ("ovirt/one", b"1"), IDS[2]: (f"ovirt/vm/{IDS[2]}", b"2")}
+    assert world.values() == both
+    registry.register([sent(1, "one", "1")], clear=True)
+    registry.unregister([IDS[2]])
+    registry.take([IDS[1]])
+    assert world.values() == both
+    for wrong in (of_vm(1, "1"), of_vm(2, "other"), of_vm(2, "2", "ceph")):
+        with pytest.raises(SecretRegistrationFailed):
+            registry.give(wrong)
+    with pytest.raises(SecretRegistrationFailed):
+        registry.register([sent(2, "two", "2")], clear=False)
+    registry.give(of_vm(2, "2"))  # by another VM
+    assert world.values() == both
+    assert registry.uuids_of_vms() == {IDS[2]}
+    registry.take([IDS[2]])
+    assert world.values() == {IDS[1]: both[IDS[1]]}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_secrets_of_vms_outlive_agents(world: World, keep: bool) -> None:
+    """A stop leaves them in libvirt, and in the file; without one nobody touches libvirt's."""
+    registry = world.registry(keep=keep)
+    registry.register([sent(1, "one", "1")], clear=False)
+    registry.give(of_vm(2, "2"))
+    registry.close()
+    left = {IDS[2]: (f"ovirt/vm/{IDS[2]}", b"2")}
+    assert world.values() == left
+    registry = world.registry(keep=keep)
+    assert registry.settle()
+    assert world.values() == left
+    if keep:  # libvirt is restarted
+        world.keyring.wipe()
+        assert registry.settle()
+        assert world.values() == left
+    registry.take([IDS[2]])
+    assert world.values() == {}
+    assert not world.file.exists()

@@ -79,6 +79,7 @@ class Change(enum.Enum):
     RESUMED = "resumed"
     DEVICES = "devices"  # its XML is not what it was
     IO_ERROR = "io error"
+    REBOOTED = "rebooted"  # its guest began anew
     AGENT = "agent"  # its agent connected or went away
 
 

@@ -220,7 +220,9 @@ class LibvirtVms:
         def lifecycle(domain: Any, event: int, detail: int, _opaque: Any = None) -> None:
             change = _LIFECYCLE.get(event)
             if change is not None:
-                callback(VmEvent(domain.UUIDString(), change, {"detail": detail}))
+                crashed = event == libvirt.VIR_DOMAIN_EVENT_CRASHED
+                facts = {"detail": detail, "crashed": crashed}
+                callback(VmEvent(domain.UUIDString(), change, facts))
 
         def devices(domain: Any, *_facts: Any) -> None:
             callback(VmEvent(domain.UUIDString(), Change.DEVICES))
@@ -232,10 +234,14 @@ class LibvirtVms:
         def agent(domain: Any, state: int, _reason: int) -> None:
             callback(VmEvent(domain.UUIDString(), Change.AGENT, {"connected": state == 1}))
 
+        def rebooted(domain: Any, *_facts: Any) -> None:
+            callback(VmEvent(domain.UUIDString(), Change.REBOOTED))
+
         on = self._libvirt.on_event
         on(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)
         on(libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error)
         on(libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
+        on(libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted)
         for event in (
             libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
             libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vdsm_storage.base import files
 from vdsm_storage.errors import ImageIsNotLegalChain, PrepareIllegalVolume, UnsupportedOperation
@@ -104,6 +105,28 @@ def check_below(store: Store, image: str, parent: str | None) -> None:
     """The same of what lies under a volume that is about to be written.  Raises 262."""
     if parent is not None:
         _check_layers(store, walk(store, image, parent))
+
+
+@dataclass(frozen=True)
+class GuestLayer:
+    """A layer as a guest's QEMU opens it; `format` is QEMU's name."""
+
+    path: str
+    format: str
+    encrypted: bool
+
+
+def guest_layers(store: Store, image: str, volume: str) -> list[GuestLayer]:
+    """What a guest opens with a volume: that first, then all below it, checked.  Raises 262."""
+    found: list[GuestLayer] = []
+    parent: VolumeMetadata | None = None
+    for member in walk(store, image, volume):
+        header = _check_layer(store, member, parent)
+        encrypted = header is not None and header.encryption != 0
+        path = store.path(member.image, member.volume)
+        found.insert(0, GuestLayer(path, qemu_format(member.metadata), encrypted))
+        parent = member.metadata
+    return found
 
 
 def _check_chain(

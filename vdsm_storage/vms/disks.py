@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything that changes disks of running VMs, put together."""
+"""Everything that changes VMs and their disks, put together."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vdsm_storage.base.lanes import Lanes
+from vdsm_storage.host.libvirt_life import LibvirtLife
 from vdsm_storage.jobs.operation import Kind
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.leases.model import LeaseSpec
 from vdsm_storage.vms import iotune
 from vdsm_storage.vms.change_cd import Media
+from vdsm_storage.vms.create import Creation, Starting
 from vdsm_storage.vms.hotplug import HotPlug
 from vdsm_storage.vms.hotplug_lease import LeasePlug
 from vdsm_storage.vms.iotune import IoTune
 from vdsm_storage.vms.keeping import DiskTools, Keeping
+from vdsm_storage.vms.launches import Launches
+from vdsm_storage.vms.life import Life
 from vdsm_storage.vms.resize import Looking, Resizing, Writing
+from vdsm_storage.vms.shutdown import Shutdowns
 from vdsm_storage.vms.sweeper import Sweeper
 
 
@@ -29,6 +34,8 @@ class DiskBase:
     lanes: Lanes
     guard: Writing
     looking: Looking
+    life: LibvirtLife
+    launches: Launches
     lease: Callable[[LeaseRef], LeaseSpec]
     unplug_timeout: float
 
@@ -45,16 +52,28 @@ class VmDisks:
         self.media = Media(tools, keeping)
         self.sizes = Resizing(tools, keeping, base.guard, base.looking)
         self.io_tune = IoTune(tools, keeping)
-        self._sweeper = Sweeper(tools.registry, keeping, tools.holdings, base.lanes, tools.clock)
+        starting = Starting(base.life, base.launches, base.lanes, base.lease)
+        self.creation = Creation(tools, keeping, starting)
+        self.life = Life(base.life, tools.registry, keeping, self.creation, base.launches)
+        self.shutdowns = Shutdowns(base.life, tools.registry, base.lanes, tools.clock)
+        self._sweeper = Sweeper(tools.registry, keeping, tools.secrets, base.lanes, tools.clock)
+        tools.registry.watch(self.creation.event, self.creation.connected)
         tools.registry.watch(self._sweeper.event, self._sweeper.connected)
+        tools.registry.watch(self.shutdowns.event, _nothing)
 
     def kinds(self) -> Sequence[Kind]:
-        return [*self.hotplug.kinds(), *self.media.kinds(), *self.sizes.kinds()]
+        parts = (self.hotplug, self.media, self.sizes, self.creation)
+        return [kind for part in parts for kind in part.kinds()]
 
     def start(self) -> None:
         self._tools.transients.clean(self._tools.holdings.vms())
+        self.creation.start()
         if self._registry.enabled:
             self._sweeper.start()
 
     def close(self) -> None:
         self._sweeper.close()
+
+
+def _nothing() -> None:
+    """A new connection changes nothing there."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,12 +23,14 @@ from vdsm_storage.errors import (
     CommandError,
     LibvirtFailure,
     NoSuchVM,
+    UnsupportedOperation,
     VMIsDown,
 )
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_model import VmError, Why
 from vdsm_storage.images import layers
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.layers import GuestLayer
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import records
@@ -37,12 +39,14 @@ from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.records import Record
 from vdsm_storage.vms.registry import Definition, Registry
 from vdsm_storage.vms.transient import Transients
+from vdsm_storage.vms.vm_secrets import VmSecrets
 
 TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
 SETTLE: Final = 60.0  # seconds to wait for libvirt to tell what became of a change
 BRIEFLY: Final = 3.0  # the same where it is tried again later
 PAUSE: Final = 0.5  # seconds between two attempts
 VM_DISKS: Final = "vm_disks"  # name space of locks: one operation on the disks of a VM at a time
+NO_KEY: Final = "it is encrypted, wholly or in part, and the disk has no <encryption> with a secret"
 IN_USE: Final = "vm_image"  # the same for an image that is prepared or let go
 
 log = logging.getLogger("vms.disks")
@@ -62,6 +66,7 @@ class DiskTools:
     prepare: Callable[[str, str, str], str]
     teardown: Callable[[str, str, str], None]
     holdings: Holdings
+    secrets: VmSecrets
     transients: Transients
     locks: Locks
     runner: Runner
@@ -70,12 +75,16 @@ class DiskTools:
 
 @dataclass(frozen=True)
 class Usable:
-    """A volume that a VM may open: its path, its format and role as metadata have them."""
+    """A volume that a VM may open: its path, its format and role as metadata have them.
+
+    `layers` are the volume and all below it; none of a transient disk.
+    """
 
     path: str
     format: str
     block: bool
     voltype: str
+    layers: Sequence[GuestLayer] = ()
 
 
 class Keeping:
@@ -86,7 +95,8 @@ class Keeping:
     @contextlib.contextmanager
     def turn(self, vm: str, *volumes: VolumePath | None) -> Iterator[None]:
         """Alone with the VM's disks; with `volumes`, nobody lets go of their images meanwhile."""
-        wanted = [Lock(VM_DISKS, vm), *(_image_lock(volume) for volume in volumes if volume)]
+        images = dict.fromkeys(_image_lock(volume) for volume in volumes if volume)
+        wanted = [Lock(VM_DISKS, vm), *images]
         with self._tools.locks.held(wanted, TURN):
             yield
 
@@ -157,9 +167,10 @@ class Keeping:
     # -- volumes -----------------------------------------------------------------------------
 
     def prepare(
-        self, vm: str, volume: VolumePath, *, transient: bool = False
+        self, vm: str, volume: VolumePath, *, transient: bool = False, key: bool = False
     ) -> Usable:
-        """For a VM, until release() or the VM's end; `transient`: what it writes is forgotten.
+        """For a VM, until release() or the VM's end; `transient`: what it writes is forgotten;
+        `key`: the VM has one for encrypted layers.
 
         libvirt and QEMU open what the headers of a chain name: they are checked before.
         Raises CannotPrepareImage (1630).
@@ -169,7 +180,9 @@ class Keeping:
         try:
             path = tools.prepare(volume.domain, volume.image, volume.volume)
             store = tools.find_store(volume.domain)
-            layers.check_below(store, volume.image, volume.volume)
+            found = layers.guest_layers(store, volume.image, volume.volume)
+            if any(layer.encrypted for layer in found) and (transient or not key):
+                raise UnsupportedOperation(operation="this", reason=NO_KEY)
             metadata = store.load(volume.image, volume.volume)
             if transient:
                 fmt = layers.qemu_format(metadata)
@@ -179,7 +192,7 @@ class Keeping:
             raise CannotPrepareImage(
                 volume=volume.volume, image=volume.image, reason=error
             ) from error
-        return Usable(path, metadata.format, store.is_block, metadata.voltype)
+        return Usable(path, metadata.format, store.is_block, metadata.voltype, found)
 
     def release(self, vm: str, volume: VolumePath) -> None:
         """A VM has it no more: tear the image down, unless another VM has it, or this one by
@@ -202,9 +215,21 @@ class Keeping:
             self._tools.holdings.drop(vm, volume)
 
     def release_all(self, vm: str) -> None:
-        """The VM has ended.  Raises what release() does."""
+        """The VM has ended, or did not start: its images and its secrets are let go.
+
+        Raises what release() does, SecretUnregistrationFailed.
+        """
         for volume in self._tools.holdings.of(vm):
             self.release(vm, volume)
+        self._tools.secrets.release(vm)
+
+    def has(self, vm: str) -> bool:
+        """Whether anything is kept for it."""
+        return bool(self._tools.holdings.of(vm) or self._tools.secrets.of(vm))
+
+    def kept(self) -> set[str]:
+        """The VMs that something is kept for."""
+        return {*self._tools.holdings.vms(), *self._tools.secrets.vms()}
 
     def _users(self, volume: VolumePath) -> list[str]:
         """The VMs that have the volume's image."""

@@ -3,31 +3,50 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from vdsm_storage.errors import AgentError, LibvirtFailure, ResetFailed, VMDestroyFailed, VMIsDown
+from vdsm_storage.errors import (
+    AgentError,
+    LibvirtFailure,
+    NoSuchVM,
+    ResetFailed,
+    VMDestroyFailed,
+    VMIsDown,
+)
 from vdsm_storage.host.libvirt_model import VmError, Why
 from vdsm_storage.host.libvirt_vms import LibvirtVms
+from vdsm_storage.vms.choose import shown
+from vdsm_storage.vms.create import Creation
 from vdsm_storage.vms.drives import Drive
+from vdsm_storage.vms.keeping import Keeping
+from vdsm_storage.vms.launches import Launches
 from vdsm_storage.vms.registry import Registry
 
 ENDED: Final = 10.0  # seconds for libvirt to tell of an end that it has brought about
 
 log = logging.getLogger("vms.life")
 
-Teardown = Callable[[str, str], None]
-
 
 class Life:
-    """`teardown(domain, image)` gives an image up on this host."""
+    """VMs whoever started them."""
 
-    def __init__(self, vms: LibvirtVms, registry: Registry, teardown: Teardown) -> None:
+    def __init__(
+        self,
+        vms: LibvirtVms,
+        registry: Registry,
+        keeping: Keeping,
+        creation: Creation,
+        launches: Launches,
+    ) -> None:
         self._vms = vms
         self._registry = registry
-        self._teardown = teardown
+        self._keeping = keeping
+        self._creation = creation
+        self._launches = launches
 
     def pause(self, vm: str) -> None:
         """Raises NoSuchVM (1), VMIsDown (6), 59."""
@@ -55,20 +74,26 @@ class Life:
             raise ResetFailed(vm=vm, reason=error.text) from error
 
     def destroy(self, vm: str, attempts: int) -> None:
-        """End it, `attempts` times gracefully, then by force; its images are given up.
+        """End it, `attempts` times gracefully, then by force; its images are let go.
 
-        One that has ended is forgotten.  Raises NoSuchVM (1), VMDestroyFailed (42), 59.
+        One that is being started is not, and one that has ended is forgotten.
+        Raises NoSuchVM (1), VMDestroyFailed (42), 59.
         """
+        self._creation.stop(vm)
+        drives: Sequence[Drive] = ()
         try:
             self._registry.state(vm)
             drives = self._registry.definition(vm, fresh=True).drives
+            self._end(vm, attempts)
+            self._wait_ended(vm)
         except VMIsDown:
-            self._give_up(self._registry.forget(vm))
-            return
-        self._end(vm, attempts)
-        self._wait_ended(vm)
-        self._give_up(drives)
+            log.info("VM %s has ended already", vm)
+        except NoSuchVM:
+            if not self._launches.drop(vm):
+                raise
+        self._let_go(vm, drives or self._registry.forget(vm))
         self._registry.forget(vm)
+        self._launches.drop(vm)
 
     def _end(self, vm: str, attempts: int) -> None:
         for left in reversed(range(attempts + 1)):
@@ -88,16 +113,23 @@ class Life:
         while not self._registry.has_ended(vm) and time.monotonic() < end:
             time.sleep(0.02)
 
-    def _give_up(self, drives: Sequence[Drive]) -> None:
-        """The images of its disks, unless another VM has them too."""
-        volumes = [drive.volume for drive in drives]
-        images = {(each.domain, each.image) for each in volumes if each is not None}
-        for state in self._registry.running():
-            for other in self._registry.definition(state.id).drives:
-                if other.volume is not None:
-                    images.discard((other.volume.domain, other.volume.image))
-        for domain, image in images:
-            try:
-                self._teardown(domain, image)
-            except AgentError as error:
-                log.warning("Image %s of domain %s is not torn down: %s", image, domain, error)
+    def _let_go(self, vm: str, drives: Sequence[Drive]) -> None:
+        """What was kept for it, and what its disks were, unless another VM has that too.
+
+        What cannot be let go now is later, if it was kept for the VM (sweeper.py).
+        """
+        volumes = {volume for drive in drives if (volume := shown(drive)) is not None}
+        try:
+            with self._keeping.turn(vm):
+                for volume in volumes:
+                    self._attempt(vm, functools.partial(self._keeping.release, vm, volume))
+                self._attempt(vm, functools.partial(self._keeping.release_all, vm))
+        except AgentError as error:
+            log.warning("VM %s: its images are let go later: %s", vm, error)
+
+    @staticmethod
+    def _attempt(vm: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except AgentError as error:
+            log.warning("VM %s: not all of its images are let go: %s", vm, error)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.config import Config
-from vdsm_storage.errors import AgentError
+from vdsm_storage.errors import AgentError, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
 from vdsm_storage.images.workshop import Workshop
@@ -21,7 +21,7 @@ from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import merge
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
-from vdsm_storage.vms.life import Life, Teardown
+from vdsm_storage.vms.launches import UP, WAITING, Launches, why_stopped
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import Snapshots, Tools
@@ -51,7 +51,7 @@ class VmServices:
     """Order in agent.py: build, then start libvirt, then `start`.
 
     `shop` is what volumes are changed with; `prepare(domain, image, volume)` makes one usable on
-    this host and returns its path, `teardown(domain, image)` gives an image up.
+    this host and returns its path.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class VmServices:
         base: VmBase,
         shop: Workshop,
         prepare: Callable[[str, str, str], str],
-        teardown: Teardown,
         merging: MergeStorage,
     ) -> None:
         config = base.config
         self._publish = base.publish
         self._vms = base.libvirt
         self.registry = Registry(base.libvirt)
+        self.launches = Launches(os.path.join(config.paths.run, "launches"), self._announce)
         self.freezing = Freezing(
             self.registry,
             base.libvirt,
@@ -79,7 +79,6 @@ class VmServices:
             base.libvirt, self.registry, self.freezing, shop.find_store, prepare, base.clock
         )
         self._snapshots = Snapshots(tools, config.vms, shop.locks)
-        self.life = Life(base.libvirt, self.registry, teardown)
         self._runner = base.runner
         self.merges = merge.Merges(
             merge.Tools(
@@ -117,21 +116,55 @@ class VmServices:
     # -- lists -------------------------------------------------------------------------------
 
     def short_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """vmId, vmName and status of those that run; all, or those asked for.  Raises 59."""
-        return [
-            {"vmId": state.id, "vmName": state.name, "status": state.status}
-            for state in self.registry.running()
-            if not vms or state.id in vms
+        """vmId, vmName and status of those that run, are being started, or did not start; all, or
+        those asked for.  Raises 59."""
+        up = self.launches.of_status(UP)
+        running = self.registry.running()
+        found = [
+            {"vmId": state.id, "vmName": state.name, "status": self._shown(state.id, state.status)}
+            for state in running
         ]
+        found += [
+            {key: row[key] for key in ("vmId", "vmName", "status")}
+            for row in self.launches.rows(up, {state.id for state in running})
+        ]
+        return [row for row in found if not vms or row["vmId"] in vms]
+
+    def _shown(self, vm: str, status: str) -> str:
+        """libvirt has it paused, or not yet, while it is being started."""
+        return WAITING if self.launches.waiting(vm) else status
+
+    def all_stats(self) -> list[dict[str, Any]]:
+        """Of those that short_list() has.  Raises 59."""
+        up = self.launches.of_status(UP)
+        found = self.stats.all()
+        for row in found:
+            row["status"] = self._shown(row["vmId"], row["status"])
+        return [*found, *self.launches.rows(up, {row["vmId"] for row in found})]
+
+    def one_stats(self, vm: str) -> dict[str, Any]:
+        """Raises NoSuchVM (1), VMIsDown (6), 59."""
+        up = self.launches.of_status(UP)
+        try:
+            found = self.stats.one(vm)
+        except (NoSuchVM, VMIsDown):
+            rows = [row for row in self.launches.rows(up, ()) if row["vmId"] == vm]
+            if not rows:
+                raise
+            return rows[0]
+        return {**found, "status": self._shown(vm, found["status"])}
 
     def full_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
         """With their XML, and their disks on managed volumes.  Raises 59."""
         found = []
-        for vm in self.short_list(vms):
+        for vm in self._with_xml(vms):
             xml = self._xml(vm["vmId"])
             if xml is not None:
                 found.append({**vm, "xml": xml})
         return found
+
+    def _with_xml(self, vms: Sequence[str]) -> list[dict[str, Any]]:
+        return [vm for vm in self.short_list(vms) if vm["status"] not in (WAITING, DOWN)]
 
     def info(self, vm: str) -> dict[str, Any]:
         """One of them.  Raises NoSuchVM (1), VMIsDown (6), 59."""
@@ -145,7 +178,7 @@ class VmServices:
 
     def xmls(self, vms: Sequence[str] = ()) -> dict[str, str]:
         """XML by VM, as it is now; one that ends meanwhile is left out.  Raises 59."""
-        found = {vm["vmId"]: self._xml(vm["vmId"]) for vm in self.short_list(vms)}
+        found = {vm["vmId"]: self._xml(vm["vmId"]) for vm in self._with_xml(vms)}
         return {vm: xml for vm, xml in found.items() if xml is not None}
 
     def _xml(self, vm: str) -> str | None:
@@ -161,7 +194,11 @@ class VmServices:
 
     def _event(self, event: VmEvent) -> None:
         self._guard.event(event)
-        if event.change in SHOWN:
+        if self.launches.waiting(event.vm):  # what comes of that is told at its end
+            return
+        if event.change is Change.STOPPED:
+            self.launches.down(event.vm, *why_stopped(event.facts))
+        if event.change in SHOWN and self.launches.row(event.vm) is None:
             self._publish(f"|virt|VM_status|{event.vm}", {event.vm: self._status(event)})
 
     def _status(self, event: VmEvent) -> dict[str, Any]:
@@ -178,6 +215,11 @@ class VmServices:
         except AgentError as error:  # it ended, or libvirt went away; both have events to come
             log.info("State of VM %s: %s", event.vm, error)
             return {"vmId": event.vm, "status": "Up" if event.change != Change.PAUSED else "Paused"}
+
+    def _announce(self, vm: str) -> None:
+        """A VM that was asked for came up or went down."""
+        told = self.launches.row(vm) or self._status(VmEvent(vm, Change.RESUMED))
+        self._publish(f"|virt|VM_status|{vm}", {vm: told})
 
     def _thawed(self, vm: str, facts: dict[str, Any]) -> None:
         self._publish(f"|virt|VM_thawed|{vm}", {vm: facts})

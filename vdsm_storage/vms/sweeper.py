@@ -16,9 +16,9 @@ from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.errors import AgentError, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_model import Change, VmError, VmEvent
 from vdsm_storage.vms import records
-from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.keeping import Keeping
 from vdsm_storage.vms.registry import Registry
+from vdsm_storage.vms.vm_secrets import VmSecrets
 
 SOON: Final = 1.0  # seconds in which an operation of ours may have done it
 LATER: Final = 30.0  # seconds to the next attempt
@@ -34,12 +34,12 @@ class Sweeper:
         self,
         registry: Registry,
         keeping: Keeping,
-        holdings: Holdings,
+        secrets: VmSecrets,
         lanes: Lanes,
         clock: Clock,
     ) -> None:
         self._registry = registry
-        self._holdings = holdings
+        self._secrets = secrets
         self._keeping = keeping
         self._lanes = lanes
         self._clock = clock
@@ -66,8 +66,9 @@ class Sweeper:
     def connected(self) -> None:
         """What happened meanwhile is not known."""
         running = [state.id for state in self._registry.running()]
-        for vm in {*running, *self._holdings.vms()}:
+        for vm in {*running, *self._keeping.kept()}:
             self._later(vm, SOON)
+        self._secrets.clean()
 
     def _later(self, vm: str, seconds: float) -> None:
         when = self._clock.monotonic() + seconds
@@ -105,7 +106,7 @@ class Sweeper:
             self._registry.state(vm)
             definition = self._registry.definition(vm)
         except (NoSuchVM, VMIsDown):
-            return bool(self._holdings.of(vm))
+            return self._keeping.has(vm)
         return not records.records(definition.xml).keys() <= {d.name for d in definition.drives}
 
     def _sweep(self, vm: str) -> None:
