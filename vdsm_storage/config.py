@@ -157,6 +157,10 @@ class Vms:
     snapshot_timeout: float = 300.0
     # Seconds that a guest may take to give back a disk that is taken away from it.
     unplug_timeout: float = 30.0
+    # MiB a second of a merge that is asked for without a limit of its own, and of a replication;
+    # 0 is no limit.
+    merge_bandwidth: int = 0
+    replicate_bandwidth: int = 0
 
 
 @dataclass

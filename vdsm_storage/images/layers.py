@@ -100,10 +100,12 @@ def check_header(
     return _check_chain(store, qemu_img, members, encrypted=encrypted)
 
 
-def check_below(store: Store, image: str, parent: str | None) -> None:
-    """The same of what lies under a volume that is about to be written.  Raises 262."""
+def check_below(
+    store: Store, image: str, parent: str | None, *, encrypted: bool = False
+) -> None:
+    """The same of what lies under a volume that is about to be written.  Raises 262, 2009."""
     if parent is not None:
-        _check_layers(store, walk(store, image, parent))
+        _check_layers(store, walk(store, image, parent), encrypted=encrypted)
 
 
 def _check_chain(

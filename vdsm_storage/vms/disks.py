@@ -16,6 +16,7 @@ from vdsm_storage.vms.hotplug import HotPlug
 from vdsm_storage.vms.hotplug_lease import LeasePlug
 from vdsm_storage.vms.iotune import IoTune
 from vdsm_storage.vms.keeping import DiskTools, Keeping
+from vdsm_storage.vms.replicate import CopyTools, Replicating
 from vdsm_storage.vms.resize import Looking, Resizing, Writing
 from vdsm_storage.vms.sweeper import Sweeper
 
@@ -31,6 +32,7 @@ class DiskBase:
     looking: Looking
     lease: Callable[[LeaseRef], LeaseSpec]
     unplug_timeout: float
+    copying: CopyTools
 
 
 class VmDisks:
@@ -45,11 +47,13 @@ class VmDisks:
         self.media = Media(tools, keeping)
         self.sizes = Resizing(tools, keeping, base.guard, base.looking)
         self.io_tune = IoTune(tools, keeping)
+        self.replicating = Replicating(tools, keeping, base.copying)
         self._sweeper = Sweeper(tools.registry, keeping, tools.holdings, base.lanes, tools.clock)
         tools.registry.watch(self._sweeper.event, self._sweeper.connected)
 
     def kinds(self) -> Sequence[Kind]:
-        return [*self.hotplug.kinds(), *self.media.kinds(), *self.sizes.kinds()]
+        parts = (self.hotplug, self.media, self.sizes, self.replicating)
+        return [kind for part in parts for kind in part.kinds()]
 
     def start(self) -> None:
         self._tools.transients.clean(self._tools.holdings.vms())

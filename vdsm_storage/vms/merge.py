@@ -111,6 +111,10 @@ class Merges:
             }
         return found
 
+    def images_of(self, vm: str) -> set[str]:
+        """Images that merges are about, those that have not begun yet included."""
+        return {str(running.entry.params["image"]) for running in self._at_work(vm)}
+
     def _at_work(self, vm: str) -> list[Any]:
         return [
             running
