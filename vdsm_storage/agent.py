@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -161,7 +162,7 @@ class Agent:
         copying = self._copy_tools(vms, extender)
         disks = self._vm_disks(vms, volumes, images, storage, guard, leases, copying)
         for part in (storage, volumes, data, external, leases, self._streams, vms, disks):
-            runner.add_kinds(part.kinds())
+            runner.add_kinds(part.kinds(), dataclasses.asdict(config.bandwidth))
         return Services(
             config=config,
             facts=facts,
@@ -209,8 +210,8 @@ class Agent:
         return VmDisks(base)
 
     def _copy_tools(self, vms: VmServices, extender: Extender) -> CopyTools:
-        jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.vms.replicate_bandwidth
-        return CopyTools(jobs, extender.extend, vms.merges.images_of, limit)
+        jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.bandwidth.replicate
+        return CopyTools(jobs, extender.extend, vms.merges.jobs.images_of, limit)
 
     def _vm_services(self, shop: Workshop, images: Images, merging: MergeStorage) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:

@@ -157,10 +157,19 @@ class Vms:
     snapshot_timeout: float = 300.0
     # Seconds that a guest may take to give back a disk that is taken away from it.
     unplug_timeout: float = 30.0
-    # MiB a second of a merge that is asked for without a limit of its own, and of a replication;
-    # 0 is no limit.
-    merge_bandwidth: int = 0
-    replicate_bandwidth: int = 0
+
+
+@dataclass
+class Bandwidth:
+    """MiB a second that one operation may move; 0 is no limit.  Host.setJobBandwidth and
+    VM.setReplicationBandwidth change it while it runs."""
+
+    # Copying volumes without a guest.
+    copy: int = 0
+    # Merging volumes, with and without a guest; a request with a limit of its own has that.
+    merge: int = 0
+    # Moving a disk of a running VM to another volume.
+    replicate: int = 0
 
 
 @dataclass
@@ -209,6 +218,7 @@ class Config:
     libvirt: Libvirt = field(default_factory=Libvirt)
     secrets: Secrets = field(default_factory=Secrets)
     vms: Vms = field(default_factory=Vms)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 

@@ -116,6 +116,12 @@ def diskReplicateFinish(
     ctx.services.disks.replicating.finish(vmID, srcDisk, dstDisk)
 
 
+def setReplicationBandwidth(
+    ctx: Context, vmID: str, srcDisk: Mapping[str, Any], bandwidth: int
+) -> None:
+    ctx.services.disks.replicating.limit(vmID, srcDisk, bandwidth)
+
+
 # -- disks and leases --------------------------------------------------------------------------
 
 
@@ -220,6 +226,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.merge": Verb(merge, lane=VM),
     "VM.diskReplicateStart": Verb(diskReplicateStart, lane=VM),
     "VM.diskReplicateFinish": Verb(diskReplicateFinish, lane=VM),
+    "VM.setReplicationBandwidth": Verb(setReplicationBandwidth, lane=VM),
     "VM.hotplugDisk": Verb(hotplugDisk, lane=VM),
     "VM.hotunplugDisk": Verb(hotunplugDisk, lane=VM),
     "VM.hotplugLease": Verb(hotplugLease, lane=VM),

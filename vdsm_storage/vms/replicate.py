@@ -115,6 +115,23 @@ class Replicating:
             _check_ready(asked, drive)
         self._tools.runner.run(asked.as_request(FINISH, "VM.diskReplicateFinish"))
 
+    def limit(self, vm: str, source: Mapping[str, Any], bandwidth: int) -> None:
+        """MiB a second from now on, 0 for no limit.
+
+        Raises 1, 6, 59, 13, ReplicationNotInProgress (88).
+        """
+        drive = _on(self._keeping.running(vm), volume_in(source))
+        if drive is None:
+            raise ImageFileNotFound(vm=vm, disk=describe(source))
+        if not drive.is_replicated:
+            raise ReplicationNotInProgress(vm=vm, disk=drive.name)
+        try:
+            self._copying.jobs.set_bandwidth(vm, drive.name, bandwidth)
+        except VmError as error:
+            if error.why is Why.NO_VM:
+                raise self._tools.registry.gone(vm, error) from error
+            raise ReplicationNotInProgress(vm=vm, disk=drive.name) from error
+
     def _finish_late(
         self, vm: str, definition: Definition, here: VolumePath, there: VolumePath, told: str
     ) -> None:
