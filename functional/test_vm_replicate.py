@@ -38,6 +38,7 @@ from vdsm_storage.rpc.client import Client, NoResponse, RemoteError
 
 SPEED = 8  # MiB a second
 BULK = 32  # MiB that take four seconds then
+SMALL = 16 * MIB
 STARTED, ENDED = "vm.replicate", "vm.replicate_end"
 
 
@@ -45,14 +46,16 @@ STARTED, ENDED = "vm.replicate", "vm.replicate_end"
 def lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
 ) -> Iterator[VmLab]:
-    limit = {"vms__replicate_bandwidth": str(SPEED)}
+    limit = {"bandwidth__replicate": str(SPEED)}
     with vm_lab(workdir, start_agent, make_server, **limit) as one:
         yield one
 
 
 @contextlib.contextmanager
 def pair_of(lab: VmLab, bulk: int = 0) -> Iterator[Pair]:
-    here, there = new_place(lab, lab.world.main), new_place(lab, lab.world.second)
+    """Two layers each: what the guest wrote is copied, and no more."""
+    domains = (lab.world.main, lab.world.second)
+    here, there = (new_place(lab, domain, (COW, COW)) for domain in domains)
     with guest(lab, here) as machine:
         pair = Pair(lab, machine, here, there)
         pair.write(1)
@@ -127,10 +130,10 @@ def test_given_up(lab: VmLab, slow: Pair) -> None:
 
 def layered(lab: VmLab) -> Place:
     """Two volumes with a MiB of 0x50 and of 0x51."""
-    here = new_place(lab, lab.world.main)
+    here = new_place(lab, lab.world.main, size=SMALL)
     lab.world.write(here.image, here.leaf, "qcow2", 0)
     here.volumes.append(
-        lab.world.create(here.image, volFormat=COW, size=str(128 * MIB), srcImgUUID=here.image,
+        lab.world.create(here.image, volFormat=COW, size=str(SMALL), srcImgUUID=here.image,
                          srcVolUUID=here.leaf, sequence=2)
     )  # fmt: skip
     lab.world.write(here.image, here.leaf, "qcow2", 1)
@@ -140,7 +143,7 @@ def layered(lab: VmLab) -> Place:
 @pytest.mark.parametrize("formats", [(COW, COW), (COW,), (RAW,), (RAW, COW)], ids=str)
 def test_layers(lab: VmLab, formats: tuple[int, ...]) -> None:
     """Only the guest's own moves onto a volume with a parent, all of them to one without."""
-    here, there = layered(lab), new_place(lab, lab.world.second, formats)
+    here, there = layered(lab), new_place(lab, lab.world.second, formats, SMALL)
     with guest(lab, here) as machine:
         start(lab, machine, here, there)
         if len(formats) == 2:  # the others are copied meanwhile
@@ -191,7 +194,10 @@ def test_wrong_requests(lab: VmLab, pair: Pair, slow: Pair) -> None:
     assert "same image" in fails(55, pair.here)
     assert slow.machine.id in fails(55, slow.here)
     assert "extend" in fails(79, new_place(lab, world.second, size=64 * MIB))
-    assert "parent" in fails(55, new_place(lab, world.second, (COW, COW)))
+    single = new_place(lab, world.main)
+    with guest(lab, single) as other:
+        two = new_place(lab, world.second, (COW, COW))
+        assert "parent" in fails(55, two, single, other.id)
     inner = new_place(lab, world.second, (COW, COW))
     assert "leaf" in fails(55, Place(inner.domain, inner.image, inner.volumes[:1]))
     broken = new_place(lab, world.second)
@@ -204,11 +210,11 @@ def test_others_wait(lab: VmLab) -> None:
     """Whatever else would change the disk says why it does not, until the replication has
     ended."""
     world, here = lab.world, layered(lab)
-    there = new_place(lab, world.second, (COW, COW))
+    there = new_place(lab, world.second, (COW, COW), SMALL)
     with guest(lab, here) as machine:
         start(lab, machine, here, there)
         disk = spec(lab, here)
-        leaf = world.create(here.image, volFormat=COW, size=str(128 * MIB),
+        leaf = world.create(here.image, volFormat=COW, size=str(SMALL),
                             srcImgUUID=here.image, srcVolUUID=here.leaf, sequence=3)  # fmt: skip
         drive = {"domainID": here.domain, "imageID": here.image, "baseVolumeID": here.leaf,
                  "volumeID": leaf}  # fmt: skip
@@ -222,12 +228,12 @@ def test_others_wait(lab: VmLab) -> None:
             error["message"],
             lab.fails(46, "VM.hotunplugDisk", vmID=machine.id, params=named),
             lab.fails(58, "VM.diskSizeExtend", vmID=machine.id, driveSpecs=disk,
-                      newSize=str(256 * MIB)),
+                      newSize=str(2 * SMALL)),
             lab.fails(52, "VM.merge", vmID=machine.id, drive=disk, baseVolUUID=base,
                       topVolUUID=top, jobUUID=new_id(), bandwidth="0"),
         ):  # fmt: skip
             assert "being replicated" in message
-        third = spec(lab, new_place(lab, world.second, (COW, COW)))
+        third = spec(lab, new_place(lab, world.second, (COW, COW), SMALL))
         for where in (third, spec(lab, there)):
             lab.fails(55, "VM.diskReplicateStart", vmID=machine.id, srcDisk=disk, dstDisk=where)
         assert mirror(machine) is not None
@@ -278,7 +284,8 @@ def test_agent_is_killed_while_it_starts(lab: VmLab, pair: Pair) -> None:
 @pytest.mark.parametrize("pivot", [True, False], ids=["there", "given up"])
 def test_agent_is_killed_while_it_ends(lab: VmLab, pair: Pair, pivot: bool) -> None:
     """The guest has left its volume and the record says so, or it goes on as before."""
-    walk = points(ENDED)
+    first, *walk = points(ENDED)
+    walk.append(first)  # the last one: what is done again must not die
     lab.world.restart(walk[0])
     for point, then in zip(walk, [*walk[1:], ""], strict=True):
         pair.write(3)
