@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -78,6 +79,7 @@ from vdsm_storage.vms.disks import DiskBase, VmDisks
 from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.keeping import DiskTools
 from vdsm_storage.vms.merge_storage import MergeStorage
+from vdsm_storage.vms.replicate import CopyTools
 from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
 from vdsm_storage.vms.transient import Transients
@@ -159,9 +161,10 @@ class Agent:
         leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
         self._streams = ImageStreams(find, runner, locks, timeout)
         external = ExternalCopying(guard, qemu_img, leases)
-        disks = self._vm_disks(vms, volumes, images, storage, guard, leases)
+        copying = self._copy_tools(vms, extender)
+        disks = self._vm_disks(vms, volumes, images, storage, guard, leases, copying)
         for part in (storage, volumes, data, external, leases, self._streams, vms, disks):
-            runner.add_kinds(part.kinds())
+            runner.add_kinds(part.kinds(), dataclasses.asdict(config.bandwidth))
         return Services(
             config=config,
             facts=facts,
@@ -187,7 +190,7 @@ class Agent:
 
     def _vm_disks(
         self, vms: VmServices, volumes: Volumes, images: Images, storage: DomainServices,
-        guard: Guard, leases: ExternalLeases,
+        guard: Guard, leases: ExternalLeases, copying: CopyTools,
     ) -> VmDisks:  # fmt: skip
         def overlay(path: str, backing: str, fmt: str, size: int) -> None:
             new = NewImage(path, "qcow2", size, backing=backing, backing_format=fmt)
@@ -204,13 +207,15 @@ class Agent:
         looking = Looking(
             storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
         )
-        timeout = self._config.vms.unplug_timeout
-        life = LibvirtLife(self._libvirt)
-        return VmDisks(
-            DiskBase(
-                tools, self._lanes, guard, looking, life, vms.launches, leases.spec, timeout
-            )
-        )
+        base = DiskBase(
+            tools, self._lanes, guard, looking, LibvirtLife(self._libvirt), vms.launches,
+            leases.spec, self._config.vms.unplug_timeout, copying,
+        )  # fmt: skip
+        return VmDisks(base)
+
+    def _copy_tools(self, vms: VmServices, extender: Extender) -> CopyTools:
+        jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.bandwidth.replicate
+        return CopyTools(jobs, extender.extend, vms.merges.jobs.images_of, limit)
 
     def _vm_services(self, shop: Workshop, images: Images, merging: MergeStorage) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:

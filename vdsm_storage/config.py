@@ -160,6 +160,19 @@ class Vms:
 
 
 @dataclass
+class Bandwidth:
+    """MiB a second that one operation may move; 0 is no limit.  Host.setJobBandwidth and
+    VM.setReplicationBandwidth change it while it runs."""
+
+    # Copying volumes without a guest.
+    copy: int = 0
+    # Merging volumes, with and without a guest; a request with a limit of its own has that.
+    merge: int = 0
+    # Moving a disk of a running VM to another volume.
+    replicate: int = 0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -205,6 +218,7 @@ class Config:
     libvirt: Libvirt = field(default_factory=Libvirt)
     secrets: Secrets = field(default_factory=Secrets)
     vms: Vms = field(default_factory=Vms)
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 

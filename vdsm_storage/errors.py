@@ -1168,6 +1168,21 @@ class MergeFailed(AgentError):
     template = "Volume {top} was not merged into {base}: {reason}"
 
 
+class ReplicaError(AgentError):
+    code = 55
+    template = "Disk {disk} of VM {vm} is not replicated: {reason}"
+
+
+class ReplicationNotInProgress(AgentError):
+    code = 88
+    template = "Disk {disk} of VM {vm} is not being replicated"
+
+
+class ResourceUnavailable(AgentError):
+    code = 40
+    template = "Disk {disk} of VM {vm} cannot leave its volume yet: {reason}; ask again"
+
+
 class UnsupportedGuestOperation(AgentError):
     code = 75
     template = "VM {vm} cannot {operation}: {reason}"

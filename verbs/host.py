@@ -185,6 +185,10 @@ def getJobs(
     return ctx.services.jobs.get(job_type, job_ids or ())
 
 
+def setJobBandwidth(ctx: Context, job_id: str, bandwidth: int) -> None:
+    ctx.services.jobs.limit(job_id, bandwidth)
+
+
 # -- secrets ---------------------------------------------------------------------------------
 
 
@@ -243,6 +247,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "Host.getAllTasksInfo": Verb(getAllTasksInfo),
     "Host.getAllTasksStatuses": Verb(getAllTasksStatuses),
     "Host.getJobs": Verb(getJobs, lane=":host"),
+    "Host.setJobBandwidth": Verb(setJobBandwidth, lane=":host"),
     "Host.registerSecrets": Verb(registerSecrets, lane=SECRETS),
     "Host.unregisterSecrets": Verb(unregisterSecrets, lane=SECRETS),
     "Host.add_image_ticket": Verb(add_image_ticket, lane=TICKETS),

@@ -119,6 +119,28 @@ def merge(
     ctx.services.vms.merges.start(request, jobUUID or new_uuid())
 
 
+def diskReplicateStart(
+    ctx: Context,
+    vmID: str,
+    srcDisk: Mapping[str, Any],
+    dstDisk: Mapping[str, Any],
+    needExtend: bool = True,
+) -> None:
+    ctx.services.disks.replicating.start(vmID, srcDisk, dstDisk, extend=needExtend)
+
+
+def diskReplicateFinish(
+    ctx: Context, vmID: str, srcDisk: Mapping[str, Any], dstDisk: Mapping[str, Any]
+) -> None:
+    ctx.services.disks.replicating.finish(vmID, srcDisk, dstDisk)
+
+
+def setReplicationBandwidth(
+    ctx: Context, vmID: str, srcDisk: Mapping[str, Any], bandwidth: int
+) -> None:
+    ctx.services.disks.replicating.limit(vmID, srcDisk, bandwidth)
+
+
 # -- disks and leases --------------------------------------------------------------------------
 
 
@@ -223,8 +245,9 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.thaw": Verb(thaw, lane=VM),
     "VM.snapshot": Verb(snapshot, lane=VM),
     "VM.merge": Verb(merge, lane=VM),
-
-
+    "VM.diskReplicateStart": Verb(diskReplicateStart, lane=VM),
+    "VM.diskReplicateFinish": Verb(diskReplicateFinish, lane=VM),
+    "VM.setReplicationBandwidth": Verb(setReplicationBandwidth, lane=VM),
     "VM.hotplugDisk": Verb(hotplugDisk, lane=VM),
     "VM.hotunplugDisk": Verb(hotunplugDisk, lane=VM),
     "VM.hotplugLease": Verb(hotplugLease, lane=VM),

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.base.pace import Pace, Throttle
 from vdsm_storage.errors import ActionStopped, CommandError, CommandTimeout
 
 STDERR_KEPT = 4096  # bytes of stderr that go into an error
@@ -45,7 +46,7 @@ class Command:
     """What to run and how long it may take.
 
     `on_output` gets each piece of stdout as it comes (progress); the output is then not kept.
-    `ok` are the exit codes that are no error.  `die_with_parent` is off for daemons only.
+    `ok` are the exit codes that are no error.  `pace` is how fast it may move data.
     """
 
     argv: Sequence[str]
@@ -56,6 +57,7 @@ class Command:
     env: Mapping[str, str] | None = None
     limits: Limits | None = None
     ok: Sequence[int] = (0,)
+    pace: Pace | None = None
 
     @property
     def program(self) -> str:
@@ -81,8 +83,9 @@ def run(command: Command) -> Result:
             program=command.program, status="not started", stderr=error.strerror
         ) from error
     forget = _stop_when_cancelled(command.cancel, process)
+    throttle = Throttle(command.pace, process.pid) if command.pace is not None else None
     try:
-        stdout, stderr = _communicate(process, command, started + command.timeout)
+        stdout, stderr = _communicate(process, command, started + command.timeout, throttle)
         _wait(process, command, started + command.timeout)
     except subprocess.TimeoutExpired:
         raise CommandTimeout(
@@ -90,6 +93,8 @@ def run(command: Command) -> Result:
         ) from None
     finally:
         forget()
+        if throttle is not None:
+            throttle.release()
         _kill(process)
     if command.cancel is not None and command.cancel.requested:
         raise ActionStopped()
@@ -132,7 +137,10 @@ def _stop_when_cancelled(
 
 
 def _communicate(
-    process: subprocess.Popen[bytes], command: Command, deadline: float
+    process: subprocess.Popen[bytes],
+    command: Command,
+    deadline: float,
+    throttle: Throttle | None,
 ) -> tuple[bytes, bytes]:
     """Feed stdin and read both outputs until they close; TimeoutExpired at the deadline."""
     kept: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -149,7 +157,7 @@ def _communicate(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise subprocess.TimeoutExpired(command.argv, command.timeout)
-            for key, _ in selector.select(left):
+            for key, _ in selector.select(_hold_back(throttle, command.cancel, left)):
                 if key.data == "stdin":
                     feed = _write(process, feed)
                     if not feed:
@@ -168,6 +176,16 @@ def _communicate(
                             program=command.program, status="killed", stderr="it prints without end"
                         )
     return bytes(kept["stdout"]), bytes(kept["stderr"])
+
+
+def _hold_back(throttle: Throttle | None, cancel: Cancel | None, left: float) -> float:
+    """The seconds to wait, `left` at most, until the program is to be looked at again."""
+    if throttle is None:
+        return left
+    if cancel is not None and cancel.requested:
+        throttle.release()  # one that stands still would not see that it is to end
+        return left
+    return min(left, throttle.tick())
 
 
 def _wait(process: subprocess.Popen[bytes], command: Command, deadline: float) -> None:

@@ -48,6 +48,19 @@ class Commit:
     bandwidth: int
 
 
+@dataclass(frozen=True)
+class Copy:
+    """Copy a disk to what `xml` (a <disk>) names, which is there already, and keep both in step.
+
+    `shallow`: the top layer only.  `bandwidth` in MiB a second, 0 sets no limit.
+    """
+
+    disk: str
+    xml: str
+    shallow: bool
+    bandwidth: int
+
+
 class LibvirtBlockJobs(LibvirtVms):
     """Disks are named by their targets (vda)."""
 
@@ -78,8 +91,28 @@ class LibvirtBlockJobs(LibvirtVms):
 
         self._on(vm, "start a merge", call, timeout)
 
+    def copy(self, vm: str, what: Copy, timeout: float) -> None:
+        """Start it.  It goes on until `pivot` or `abort`, or until it fails."""
+        flags = (
+            libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+        )
+        if what.shallow:
+            flags |= libvirt.VIR_DOMAIN_BLOCK_COPY_SHALLOW
+        limits = {}
+        if what.bandwidth:
+            limits[libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH] = what.bandwidth * 1024**2
+
+        def call(domain: Any) -> None:
+            domain.blockCopy(what.disk, what.xml, limits or None, flags)
+
+        self._on(vm, "start a replication", call, timeout)
+
+    def set_bandwidth(self, vm: str, disk: str, bandwidth: int) -> None:
+        """Of a job that runs, in MiB a second; 0 takes its limit away."""
+        self._on(vm, "limit a job", lambda domain: domain.blockJobSetSpeed(disk, bandwidth, 0))
+
     def pivot(self, vm: str, disk: str, timeout: float) -> None:
-        """Let the guest go on with the base alone; done when it returns."""
+        """Let the guest go on with the base alone, or the copy; done when it returns."""
         flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
         self._on(vm, "pivot", lambda domain: domain.blockJobAbort(disk, flags), timeout)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.base.pace import Pace
 from vdsm_storage.base.run import Command, Limits, Result, run
 from vdsm_storage.errors import CommandError
 from vdsm_storage.host.qemu_img_output import (
@@ -111,10 +112,11 @@ class _ProgressReader:
 
 @dataclass(frozen=True)
 class Watch:
-    """How a long command is followed and stopped."""
+    """How a long command is followed and stopped, and how fast it may go."""
 
     progress: Callable[[float], None] | None = None  # gets 0.0 to 1.0
     cancel: Cancel | None = None
+    pace: Pace | None = None
 
 
 class QemuImg:
@@ -305,6 +307,7 @@ class QemuImg:
                 timeout=self._long,
                 cancel=watch.cancel,
                 on_output=_ProgressReader(watch.progress or (lambda fraction: None)),
+                pace=watch.pace,
             )
         )
 

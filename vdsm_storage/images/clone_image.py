@@ -14,7 +14,7 @@ from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_l
 from vdsm_storage.images.qcow2_empty import empty_qcow2
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import COPYING, Kind, Operation
 
 MADE, COMPLETE, PUBLISHED = "made", "complete", "published"
 MARKED, COPIED = "marked", "copied"
@@ -125,7 +125,7 @@ class SyncData:
         self._shop = workshop
 
     def kind(self) -> Kind:
-        return Kind("image.sync", (MARKED, COPIED), self._run, self._recover)
+        return Kind("image.sync", (MARKED, COPIED), self._run, self._recover, work=COPYING)
 
     def _run(self, op: Operation) -> None:
         image = op.params["image"]
@@ -147,7 +147,7 @@ class SyncData:
             backing_format = layers.qemu_format(target.load(image, member.parent))
         to = Target(target, image, volume, metadata, backing_format, fresh=False)
         members = chain.walk(source, image, volume)
-        following = Following(op.progress_of(*part), op.cancel)
+        following = Following(op.progress_of(*part), op.cancel, op.pace)
         copy_layer(self._shop.qemu, source, members, to, following)
         op.step(COPIED)
         self._set_legality(target, image, volume, md.LEGAL)

@@ -24,7 +24,7 @@ from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.store import Store
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import COPYING, Kind, Operation
 from vdsm_storage.jobs.runner import Request
 
 COPY = "volume.copy_data"
@@ -69,7 +69,8 @@ class Copying:
         self._qemu_img = qemu_img
 
     def kinds(self) -> list[Kind]:
-        return [Kind(COPY, ("locked", "marked", "copied", "published"), self._run, self._recover)]
+        steps = ("locked", "marked", "copied", "published")
+        return [Kind(COPY, steps, self._run, self._recover, work=COPYING)]
 
     def _run(self, op: Operation) -> None:
         source = VolumeRef.from_params(op.params["source"])
@@ -164,7 +165,7 @@ class _Copy:
             raise DestinationVolumeTooSmall(
                 volume=target.volume, size=size, needed=source.virtual_size
             )
-        watch = Watch(self._op.progress, self._op.cancel)
+        watch = Watch(self._op.progress, self._op.cancel, self._op.pace)
         self._qemu_img.convert(self._conversion(target, source), watch)
         if source.virtual_size < size and not (self._target_store.is_block and not target.is_cow):
             image = layers.layer(self._target_store, target)

@@ -30,7 +30,7 @@ from vdsm_storage.images import chain, copy, guard, layers
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.store import Store
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import COPYING, Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.leases.job_metadata import SUCCEEDED, JobMetadata
@@ -134,9 +134,13 @@ class ExternalCopying:
     def kinds(self) -> list[Kind]:
         into = ("locked", "marked", "copied", "published")
         out = ("locked", "copied", "published")
+
+        def recover(op: Operation) -> bool:
+            return copy.is_copied(self._guard, op)
+
         return [
-            Kind(IMPORT, into, self._import, lambda op: copy.is_copied(self._guard, op)),
-            Kind(EXPORT, out, self._export, self._recover_export),
+            Kind(IMPORT, into, self._import, recover, work=COPYING),
+            Kind(EXPORT, out, self._export, self._recover_export, work=COPYING),
         ]
 
     # -- into a volume -----------------------------------------------------------------------
@@ -176,7 +180,7 @@ class ExternalCopying:
                 create=not raw_device,
                 unordered=raw_device,
             )
-            self._qemu_img.convert(conversion, Watch(op.progress, op.cancel))
+            self._qemu_img.convert(conversion, Watch(op.progress, op.cancel, op.pace))
             if needed < size and not raw_device:
                 self._qemu_img.resize(image, size, copy.preallocation(store, target))
         except CommandError as error:
@@ -209,7 +213,7 @@ class ExternalCopying:
             is_zero=op.params["is_zero"],
         )
         try:
-            self._qemu_img.convert(conversion, Watch(op.progress, op.cancel))
+            self._qemu_img.convert(conversion, Watch(op.progress, op.cancel, op.pace))
         except CommandError as error:
             raise CopyImageError(volume=volume, reason=error) from error
 

@@ -13,7 +13,7 @@ from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_l
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import COPYING, Kind, Operation
 
 MADE, COPIED, PUBLISHED = "made", "copied", "published"
 
@@ -54,7 +54,7 @@ class CopyVolume:
 
     def kind(self) -> Kind:
         steps = (MADE, COPIED, PUBLISHED)
-        return Kind("volume.copy", steps, self._run, self._recover, self._revert)
+        return Kind("volume.copy", steps, self._run, self._recover, self._revert, work=COPYING)
 
     def _run(self, op: Operation) -> None:
         request = CopyVolumeRequest(**op.params)
@@ -69,7 +69,7 @@ class CopyVolume:
             with target.lock.held(self._shop.lock_timeout):
                 to.make(size)
             op.step(MADE)
-            following = Following(op.progress, op.cancel)
+            following = Following(op.progress, op.cancel, op.pace)
             copy_layer(self._shop.qemu, source, members, to, following)
             op.step(COPIED)
             with target.lock.held(self._shop.lock_timeout):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.base.pace import Pace
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import CommandError, CopyImageError
 from vdsm_storage.host.qemu_img import QCOW2, Conversion, Image, QemuImg, Watch
@@ -48,10 +49,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Following:
-    """How the copy is watched: told fractions of the whole, asked to stop."""
+    """How the copy is watched: told fractions of the whole, asked to stop, how fast it may go."""
 
     progress: Callable[[float], None]
     cancel: Cancel
+    pace: Pace
 
 
 def allocation(
@@ -109,6 +111,6 @@ def copy_layer(
         keeps = not raw and conversion.compat != "0.10"  # qcow2 0.10 holds no bitmaps
         conversion = replace(conversion, bitmaps=keeps and bool(info.bitmaps))
         try:
-            qemu.convert(conversion, Watch(how.progress, how.cancel))
+            qemu.convert(conversion, Watch(how.progress, how.cancel, how.pace))
         except CommandError as error:
             raise CopyImageError(volume=to.volume, reason=error) from error

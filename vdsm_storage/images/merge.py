@@ -35,7 +35,7 @@ from vdsm_storage.images.encryption import check_clear
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.sizing import CHUNK
 from vdsm_storage.images.store import Store
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import MERGING, Kind, Operation
 from vdsm_storage.jobs.runner import Request
 
 PREPARE = "merge.prepare"
@@ -104,6 +104,7 @@ class Merging:
                 ("locked", "started", "committed", "bitmaps", "done"),
                 self._merge,
                 self._recover_merge,
+                work=MERGING,
             ),
             Kind(
                 FINALIZE,
@@ -212,9 +213,8 @@ class Merging:
         if bitmaps is not None:
             bitmaps.drop_broken()
         try:
-            self._qemu_img.commit(
-                top, store.path(sub.base.image, sub.base.volume), Watch(op.progress, op.cancel)
-            )
+            path = store.path(sub.base.image, sub.base.volume)
+            self._qemu_img.commit(top, path, Watch(op.progress, op.cancel, op.pace))
         except CommandError as error:
             raise MergeSnapshotsError(
                 top=sub.top.volume, base=sub.base.volume, reason=error

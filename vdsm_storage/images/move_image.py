@@ -16,7 +16,7 @@ from vdsm_storage.images.chain import Member
 from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_layer
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
-from vdsm_storage.jobs.operation import Kind, Operation
+from vdsm_storage.jobs.operation import COPYING, Kind, Operation
 
 MADE, COPIED, PUBLISHED, REMOVED = "made", "copied", "published", "source_removed"
 
@@ -58,7 +58,7 @@ class MoveImage:
 
     def kind(self) -> Kind:
         steps = (MADE, COPIED, PUBLISHED, REMOVED)
-        return Kind("image.move", steps, self._run, self._recover)
+        return Kind("image.move", steps, self._run, self._recover, work=COPYING)
 
     def _run(self, op: Operation) -> None:
         image = op.params["image"]
@@ -95,7 +95,7 @@ class MoveImage:
             if member.parent is not None:
                 share_template(target, member)
         op.step(MADE)
-        following = Following(op.progress_of(*part), op.cancel)
+        following = Following(op.progress_of(*part), op.cancel, op.pace)
         copy_layer(self._shop.qemu, source, members, to, following)
 
     def _publish(self, source: Store, target: Store, todo: _Plan) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock
-from vdsm_storage.errors import JobNotActive, JobNotDone, NoSuchJob
+from vdsm_storage.errors import JobNotActive, JobNotDone, NoSuchJob, UnsupportedOperation
 from vdsm_storage.jobs import journal as j
 from vdsm_storage.jobs.journal import Entry
 from vdsm_storage.jobs.runner import SUCCESS, Runner, Running
@@ -79,6 +79,23 @@ class Jobs:
         if running.entry.state not in (j.INIT, j.RUNNING, j.ABORTING):
             raise JobNotActive(job=job, status=status_of(running.entry))
         self._runner.stop(running)
+
+    def limit(self, job: str, bandwidth: int) -> None:
+        """MiB a second that a job or a task may move from now on, 0 for no limit.
+
+        Raises NoSuchJob (66), JobNotActive (84), UnsupportedOperation (2009).
+        """
+        running = self._runner.get(job, j.JOB) or self._runner.get(job, j.TASK)
+        if running is None:
+            raise NoSuchJob(job=job)
+        entry = running.entry
+        if entry.state not in (j.INIT, j.RUNNING):
+            raise JobNotActive(job=job, status=status_of(entry))
+        if not self._runner.kinds[entry.kind].work:
+            raise UnsupportedOperation(
+                operation=f"A limit for {entry.verb} ({job})", reason="it copies or merges nothing"
+            )
+        running.operation.limit(bandwidth)
 
     def delete(self, job: str) -> None:
         """Forget a job that has ended.  Raises NoSuchJob (66), JobNotDone (68)."""

@@ -18,10 +18,14 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.base.pace import Pace
 from vdsm_storage.jobs.journal import Entry, Journal
+
+COPYING: Final = "copy"  # sorts of work on data whose pace can be limited
+MERGING: Final = "merge"
 
 
 class StillGoing(Exception):  # noqa: N818 - what it is, not that it is one
@@ -65,6 +69,9 @@ class Operation:
         self._progress: float | None = None
         self.suspended = False  # by `suspend`
         self.cancel = Cancel()
+        # As it was told last, as it was asked for, as is usual.
+        wanted = entry.facts.get("bandwidth", entry.params.get("bandwidth") or kind.bandwidth)
+        self.pace = Pace(int(wanted))
 
     @property
     def id(self) -> str:
@@ -118,6 +125,11 @@ class Operation:
         with self._lock:
             self._entry.description = text
 
+    def limit(self, bandwidth: int) -> None:
+        """MiB a second from now on, 0 for no limit; also after a restart."""
+        self.record(bandwidth=bandwidth)
+        self.pace.limit = bandwidth
+
     def progress(self, fraction: float) -> None:
         """Report how far the work is, 0.0 to 1.0.  Cheap; call it as often as you like."""
         self._progress = min(1.0, max(0.0, fraction))
@@ -134,6 +146,8 @@ class Kind:
     `revert` takes back a finished operation (Task.revert); None where that makes no sense.
     `resume` goes on with one that did not fail when the agent ended, for as long as that takes:
     for work that goes on without the agent.  Such an operation outlives a restart of the agent.
+    `work` of a kind that keeps to `op.pace` says which limit is usual for it; the MiB a second are
+    `bandwidth` then, 0 for none.
     """
 
     name: str
@@ -142,3 +156,5 @@ class Kind:
     recover: Callable[[Operation], bool]
     revert: Callable[[Operation], None] | None = None
     resume: Callable[[Operation], Any] | None = None
+    work: str = ""
+    bandwidth: int = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vdsm_storage.base.clock import Clock, Deadline
@@ -83,9 +83,11 @@ class Runner:
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
 
-    def add_kinds(self, kinds: Sequence[Kind]) -> None:
-        """Part of the wiring: called before load() and before any request."""
-        for kind in kinds:
+    def add_kinds(self, kinds: Sequence[Kind], limits: Mapping[str, int] | None = None) -> None:
+        """Part of the wiring: called before load() and before any request.  `limits` are MiB a
+        second by sorts of work, 0 for none."""
+        for each in kinds:
+            kind = replace(each, bandwidth=(limits or {}).get(each.work, each.bandwidth))
             if kind.name in self._kinds:
                 raise ValueError(f"operation kind {kind.name} is defined twice")
             self._kinds[kind.name] = kind

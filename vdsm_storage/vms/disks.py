@@ -20,6 +20,7 @@ from vdsm_storage.vms.iotune import IoTune
 from vdsm_storage.vms.keeping import DiskTools, Keeping
 from vdsm_storage.vms.launches import Launches
 from vdsm_storage.vms.life import Life
+from vdsm_storage.vms.replicate import CopyTools, Replicating
 from vdsm_storage.vms.resize import Looking, Resizing, Writing
 from vdsm_storage.vms.shutdown import Shutdowns
 from vdsm_storage.vms.sweeper import Sweeper
@@ -38,6 +39,7 @@ class DiskBase:
     launches: Launches
     lease: Callable[[LeaseRef], LeaseSpec]
     unplug_timeout: float
+    copying: CopyTools
 
 
 class VmDisks:
@@ -56,13 +58,14 @@ class VmDisks:
         self.creation = Creation(tools, keeping, starting)
         self.life = Life(base.life, tools.registry, keeping, self.creation, base.launches)
         self.shutdowns = Shutdowns(base.life, tools.registry, base.lanes, tools.clock)
+        self.replicating = Replicating(tools, keeping, base.copying)
         self._sweeper = Sweeper(tools.registry, keeping, tools.secrets, base.lanes, tools.clock)
         tools.registry.watch(self.creation.event, self.creation.connected)
         tools.registry.watch(self._sweeper.event, self._sweeper.connected)
         tools.registry.watch(self.shutdowns.event, _nothing)
 
     def kinds(self) -> Sequence[Kind]:
-        parts = (self.hotplug, self.media, self.sizes, self.creation)
+        parts = (self.hotplug, self.media, self.sizes, self.creation, self.replicating)
         return [kind for part in parts for kind in part.kinds()]
 
     def start(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from vdsm_storage.base.uuids import is_uuid
 
 METADATA = "http://ovirt.org/vm/1.0"  # name space of engines in <metadata>
+REPLICATED = "is being replicated; VM.diskReplicateFinish comes first"  # why it cannot change
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Drive:
     # Of a job that copies what the guest writes: "yes" when it waits to be ended, "pivot" or
     # "abort" while libvirt does that.
     mirror: str = ""
+    replica_path: str = ""  # where a replication copies it to
+    encrypted: bool = False  # any layer of it
     nodes: Mapping[str, str] = field(default_factory=dict)  # QEMU's names of managed volumes
 
     @property
@@ -62,6 +65,16 @@ class Drive:
         """The managed volumes of its chain, from the top down."""
         found = (volume_of(path) for path in self.chain)
         return [each.volume for each in found if each is not None]
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether all that it has is being copied to another volume."""
+        return bool(self.replica_path)
+
+    @property
+    def replica(self) -> VolumePath | None:
+        """The managed volume that it is being copied to."""
+        return volume_of(self.replica_path)
 
     def is_volume(self, domain: str, image: str, volume: str) -> bool:
         return self.volume == VolumePath(domain, image, volume)
@@ -111,6 +124,8 @@ def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
         shared=disk.find("shareable") is not None,
         nodes=dict(_nodes(disk)),
         mirror=mirror.get("ready", "") if mirror is not None else "",
+        replica_path=_replica(mirror),
+        encrypted=any(True for _ in _encryptions(disk)),
         leased=not leases.isdisjoint(volumes),
         secret=_secret(disk),
     )
@@ -123,6 +138,24 @@ def _secret(disk: ET.Element) -> str:
         if found is not None:
             return found.get("uuid", "")
     return ""
+
+
+def _encryptions(layer: ET.Element) -> Iterator[ET.Element]:
+    """Of the layers of a disk, not of what it is copied to."""
+    yield from layer.iterfind("./source/encryption")
+    yield from layer.iterfind("./encryption")
+    for below in layer.iterfind("./backingStore"):
+        yield from _encryptions(below)
+
+
+def _replica(mirror: ET.Element | None) -> str:
+    """<mirror type='file' job='copy' ready='yes'><source file='…'/>; a commit has a mirror too."""
+    if mirror is None or mirror.get("job") != "copy":
+        return ""
+    source = mirror.find("source")
+    if source is None:
+        return ""
+    return source.get("file") or source.get("dev") or source.get("name") or ""
 
 
 def _chain(disk: ET.Element) -> list[str]:

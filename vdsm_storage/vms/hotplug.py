@@ -33,7 +33,7 @@ from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import disk_xml, records
 from vdsm_storage.vms.choose import describe, element, matches, named, shown
 from vdsm_storage.vms.disk_xml import Asked, BadDiskError
-from vdsm_storage.vms.drives import Drive, VolumePath
+from vdsm_storage.vms.drives import REPLICATED, Drive, VolumePath
 from vdsm_storage.vms.drives import parse as parse_own
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
 from vdsm_storage.vms.registry import Definition
@@ -191,8 +191,11 @@ class HotPlug:
         plug = Plug.from_params(op.params)
         with self._keeping.turn(plug.vm):
             definition = self._keeping.running(plug.vm)
-            if not _is_there(plug, definition):
+            drive = named(definition.drives, plug.name)
+            if drive is None or not _is_there(plug, definition):
                 raise HotunplugDiskFailed(vm=plug.vm, reason=f"it has no disk {plug.name}")
+            if drive.is_replicated:
+                raise HotunplugDiskFailed(vm=plug.vm, reason=f"{plug.name} {REPLICATED}")
             op.record(begun=True)
             try:
                 if plug.record:  # should the guest give it back when nobody waits any more

@@ -140,11 +140,17 @@ class Keeping:
 
     def record(self, vm: str, name: str, record: Record | None) -> None:
         """Let the VM's record of a disk be this; None removes it.  Raises VmError, 1, 6, 59."""
-        changed = records.with_record(self.running(vm).xml, name, record)
-        if changed is None:
+        self._set(vm, records.with_record(self.running(vm).xml, name, record))
+
+    def record_replica(self, vm: str, name: str, volume: VolumePath | None) -> None:
+        """The same of what a disk is copied to."""
+        self._set(vm, records.with_replica(self.running(vm).xml, name, volume))
+
+    def _set(self, vm: str, metadata: str | None) -> None:
+        if metadata is None:
             return
         try:
-            self._tools.libvirt.set_metadata(vm, changed, records.PREFIX, METADATA)
+            self._tools.libvirt.set_metadata(vm, metadata, records.PREFIX, METADATA)
         finally:
             self._tools.registry.changed(vm)
 
@@ -155,14 +161,37 @@ class Keeping:
         """
         definition = self.running(vm)
         there = {drive.name for drive in definition.drives}
+        replicas = records.replicas(definition.xml)
         for name, record in records.records(definition.xml).items():
             if name in there or name == keep:
                 continue
-            volume = records.volume_in(record)
-            if volume is not None:
-                log.info("VM %s: its disk %s is gone; volume %s is let go", vm, name, volume)
-                self.release(vm, volume)
+            for volume in (records.volume_in(record), replicas.get(name)):
+                if volume is not None:
+                    log.info("VM %s: its disk %s is gone; volume %s is let go", vm, name, volume)
+                    self.release(vm, volume)
             self.record(vm, name, None)
+
+    def sweep_replicas(self, vm: str) -> None:
+        """Let go of what disks were copied to by jobs that failed.
+
+        What became of them stays in the VM's record, for whoever ends the replication.
+        """
+        if not self.dead_replicas(vm, self._tools.registry.definition(vm)):
+            return
+        for name, volume in self.dead_replicas(vm, self.settled(vm, BRIEFLY)).items():
+            log.warning("VM %s: copying disk %s to %s failed; that is let go", vm, name, volume)
+            self.release(vm, volume)
+
+    def dead_replicas(self, vm: str, definition: Definition) -> dict[str, VolumePath]:
+        """Volumes held for the VM that its disks are not copied to any more, by target."""
+        held = self._tools.holdings.of(vm)
+        copied = {drive.replica for drive in definition.drives if drive.replica is not None}
+        used = copied | {drive.volume for drive in definition.drives}
+        return {
+            name: volume
+            for name, volume in records.replicas(definition.xml).items()
+            if volume in held and volume not in used
+        }
 
     # -- volumes -----------------------------------------------------------------------------
 
@@ -205,7 +234,7 @@ class Keeping:
 
     def release_held(self, vm: str, volume: VolumePath) -> None:
         """The same for who holds the image's lock, by turn()."""
-        users = self._users(volume)
+        users = self.users(volume)
         if users:
             log.info("Volume %s stays prepared for VM %s", volume.volume, ", ".join(users))
         else:
@@ -231,8 +260,8 @@ class Keeping:
         """The VMs that something is kept for."""
         return {*self._tools.holdings.vms(), *self._tools.secrets.vms()}
 
-    def _users(self, volume: VolumePath) -> list[str]:
-        """The VMs that have the volume's image."""
+    def users(self, volume: VolumePath) -> list[str]:
+        """The VMs that have the volume's image, or copy a disk to it.  Raises 59."""
         found = []
         for state in self._tools.registry.running():
             try:
@@ -245,7 +274,7 @@ class Keeping:
 
 
 def _has_image(drive: Drive, volume: VolumePath) -> bool:
-    found = [volume_of(path) for path in drive.chain]
+    found = [volume_of(path) for path in (*drive.chain, drive.replica_path)]
     return any(v and (v.domain, v.image) == (volume.domain, volume.image) for v in found)
 
 

@@ -18,7 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
@@ -30,12 +30,12 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.host.libvirt_blockjobs import BlockJob, Commit, LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import VmError
-from vdsm_storage.jobs import journal as j
-from vdsm_storage.jobs.operation import Kind, Operation, StillGoing
+from vdsm_storage.jobs.operation import MERGING, Kind, Operation, StillGoing
 from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import metadata
 from vdsm_storage.vms.drives import METADATA, Drive
 from vdsm_storage.vms.merge_disks import MergedDisks
+from vdsm_storage.vms.merge_jobs import MergeJobs
 from vdsm_storage.vms.merge_request import KIND, MergeRequest, Standing
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
@@ -65,17 +65,18 @@ class Tools:
 
 
 class Merges:
-    """The kind vm.merge, and its jobs as statistics show them."""
+    """The kind vm.merge."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._disks = MergedDisks(tools.jobs, tools.registry, tools.storage)
-        self._lock = threading.Lock()
-        self._seen: dict[str, BlockJob] = {}  # by operation, what was last seen
+        self.jobs = MergeJobs(tools.runner)
 
     def kinds(self) -> tuple[Kind, ...]:
         steps = ("checked", "extended", "started", "copied", "marked", "pivoted", "synchronised")
-        return (Kind(KIND, steps, self._run, self._recover, resume=self._run),)
+        return (
+            Kind(KIND, steps, self._run, self._recover, resume=self._run, work=MERGING),
+        )
 
     # -- what callers ask --------------------------------------------------------------------
 
@@ -86,39 +87,11 @@ class Merges:
         MergeFailed (52), JobExists (69), 59.
         """
         self._disks.check(asked)
-        for other in self._at_work(asked.vm):
+        for other in self.jobs.at_work(asked.vm):
             params = other.entry.params
             if other.entry.id != job and params["image"] == asked.image:
                 raise asked.failed(f"job {other.entry.id} merges volumes of the same disk")
         self._tools.runner.start_job(job, asked.as_request())
-
-    def jobs_of(self, vm: str) -> dict[str, dict[str, Any]]:
-        """{job: facts} of merges that have not ended; one whose metadata could not be written
-        yet has not."""
-        found = {}
-        for running in self._at_work(vm):
-            with self._lock:
-                seen = self._seen.get(running.entry.id)
-            bandwidth = seen.bandwidth if seen else running.entry.params["bandwidth"]
-            found[running.entry.id] = {
-                "id": running.entry.id,
-                "jobType": "block",
-                "blockJobType": "commit",
-                "cur": str(seen.cur if seen else 0),
-                "end": str(seen.end if seen else 0),
-                "bandwidth": bandwidth,
-                "imgUUID": running.entry.params["image"],
-            }
-        return found
-
-    def _at_work(self, vm: str) -> list[Any]:
-        return [
-            running
-            for running in self._tools.runner.all(j.JOB)
-            if running.entry.kind == KIND
-            and running.entry.params["vm"] == vm
-            and (running.interrupted or not running.done.is_set())
-        ]
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -130,8 +103,7 @@ class Merges:
         """The same without patience.  Raises 52, 59."""
         now = self._disks.standing(asked, op.facts["disk"])
         if now is not None and now.job is not None:
-            with self._lock:
-                self._seen[op.id] = now.job
+            self.jobs.saw(op, now.job)
         return now
 
     def _patiently(self, op: Operation, look: Callable[[], T]) -> T:
@@ -179,8 +151,7 @@ class Merges:
                 self._synchronise(op, asked)
                 op.step("synchronised", abortable=False)
         finally:
-            with self._lock:
-                self._seen.pop(op.id, None)
+            self.jobs.forget(op)
 
     def _begin(self, op: Operation, asked: MergeRequest) -> None:
         drive = self._patiently(op, lambda: self._disks.check(asked))
@@ -215,20 +186,20 @@ class Merges:
         for _ in range(STARTS):
             with self._turn(op, asked):
                 drive = self._patiently(op, lambda: self._disks.check(asked))
-                started = self._start_job(asked, drive)
+                started = self._start_job(op, asked, drive)
             now = self._standing(op, asked)
             if started or now is None or now.job is not None or now.has_merged(asked):
                 op.step("started")
                 return
         raise asked.failed("libvirt went away whenever it was asked to start")
 
-    def _start_job(self, asked: MergeRequest, drive: Drive) -> bool:
+    def _start_job(self, op: Operation, asked: MergeRequest, drive: Drive) -> bool:
         """False when it is not known whether it started."""
         paths = dict(zip(drive.volumes, drive.chain, strict=False))
         if asked.top not in paths:
             return True
         what = Commit(
-            drive.name, paths[asked.base], paths[asked.top], asked.active, asked.bandwidth
+            drive.name, paths[asked.base], paths[asked.top], asked.active, op.pace.limit
         )
         try:
             self._tools.jobs.commit(asked.vm, what, ANSWER)
@@ -256,10 +227,20 @@ class Merges:
                 )
             if now.job.end > 0:
                 op.progress(0.95 * now.job.cur / now.job.end)
+            self._keep_pace(op, asked, now.job)
             op.check()
             self._tools.clock.wait(op.cancel.event, pause)
             op.check()
             pause = min(1.3 * pause, LOOK[1])
+
+    def _keep_pace(self, op: Operation, asked: MergeRequest, job: BlockJob) -> None:
+        """Tell libvirt of a limit that was changed."""
+        if job.bandwidth == op.pace.limit:
+            return
+        try:
+            self._tools.jobs.set_bandwidth(asked.vm, op.facts["disk"], op.pace.limit)
+        except (VmError, AgentError) as error:  # it may have ended just now
+            log.info("Merge %s goes on at its pace: %s", op.id, error)
 
     def _pivot(self, op: Operation, asked: MergeRequest) -> bool:
         """Let the guest leave its layer.  False when the block job is in another state now."""

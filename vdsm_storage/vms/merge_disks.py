@@ -14,7 +14,7 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import VmError, Why
-from vdsm_storage.vms.drives import Drive
+from vdsm_storage.vms.drives import REPLICATED, Drive
 from vdsm_storage.vms.merge_request import MergeRequest, Standing
 from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.registry import Registry
@@ -52,6 +52,8 @@ class MergedDisks:
             )
         if drive.transient or drive.readonly or drive.shared:
             raise asked.failed(f"disk {drive.name} is transient, shared or read-only")
+        if drive.is_replicated:
+            raise asked.failed(f"disk {drive.name} {REPLICATED}")
         volumes = drive.volumes
         if asked.top not in volumes and asked.base in volumes:
             self.storage.check_merged(asked)

@@ -7,7 +7,9 @@
         <ovirt-vm:volumeID>…</ovirt-vm:volumeID>
 
 Here a record is what stands below <device>, by the names of its elements.  libvirt keeps all of it
-as long as the VM runs, over restarts of its own.
+as long as the VM runs, over restarts of its own.  What a disk is being copied to stands there, too:
+
+        <ovirt-vm:replica> <ovirt-vm:domainID>…</…> … </ovirt-vm:replica>
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ from vdsm_storage.vms.drives import METADATA, VolumePath, parse
 
 PREFIX: Final = "ovirt-vm"
 _DEVICE: Final = "device"
+_REPLICA: Final = "replica"
+_IDS: Final = ("domainID", "imageID", "volumeID")
 
 Record = Mapping[str, str]
 
 
 def volume_in(record: Record) -> VolumePath | None:
     """The volume that a record names."""
-    names = [record.get(key, "") for key in ("domainID", "imageID", "volumeID")]
+    names = [record.get(key, "") for key in _IDS]
     return VolumePath(*names) if all(names) else None
 
 
@@ -35,10 +39,24 @@ def records(xml: str) -> dict[str, dict[str, str]]:
     vm = _element(xml)
     devices = () if vm is None else vm.iterfind(_DEVICE)
     return {
-        name: {child.tag: (child.text or "").strip() for child in device}
+        name: {child.tag: (child.text or "").strip() for child in device if not len(child)}
         for device in devices
         if device.get("devtype") == "disk" and (name := device.get("name"))
     }
+
+
+def replicas(xml: str) -> dict[str, VolumePath]:
+    """What disks are, or were, copied to, by target."""
+    vm = _element(xml)
+    found = {}
+    for device in () if vm is None else vm.iterfind(f"{_DEVICE}[@devtype='disk']"):
+        replica = device.find(_REPLICA)
+        if replica is not None:
+            names = {child.tag: (child.text or "").strip() for child in replica}
+            volume = volume_in(names)
+            if volume is not None:
+                found[device.get("name", "")] = volume
+    return found
 
 
 def of_device(element: ET.Element, name: str) -> dict[str, str]:
@@ -62,10 +80,7 @@ def with_record(xml: str, name: str, record: Record | None) -> str | None:
     if vm is None:
         vm = ET.Element("vm")
     before = ET.tostring(vm)
-    device = next(
-        (d for d in vm.iterfind(_DEVICE) if (d.get("devtype"), d.get("name")) == ("disk", name)),
-        None,
-    )
+    device = _device(vm, name)
     if record is None:
         if device is not None:
             vm.remove(device)
@@ -78,6 +93,36 @@ def with_record(xml: str, name: str, record: Record | None) -> str | None:
                 child = ET.SubElement(device, key)
             child.text = value
     return None if ET.tostring(vm) == before else ET.tostring(vm, encoding="unicode")
+
+
+def with_replica(xml: str, name: str, volume: VolumePath | None) -> str | None:
+    """The element with what a target is copied to, or without; None if it need not change."""
+    vm = _element(xml)
+    if vm is None:
+        vm = ET.Element("vm")
+    before = ET.tostring(vm)
+    device = _device(vm, name)
+    if device is None and volume is not None:
+        device = ET.SubElement(vm, _DEVICE, {"devtype": "disk", "name": name})
+    if device is not None:
+        replica = device.find(_REPLICA)
+        if replica is not None:
+            device.remove(replica)
+        if volume is not None:
+            replica = ET.SubElement(device, _REPLICA)
+            names = (volume.domain, volume.image, volume.volume)
+            for key, value in zip(_IDS, names, strict=True):
+                ET.SubElement(replica, key).text = value
+        elif not len(device):
+            vm.remove(device)  # there was nothing else to say
+    return None if ET.tostring(vm) == before else ET.tostring(vm, encoding="unicode")
+
+
+def _device(vm: ET.Element, name: str) -> ET.Element | None:
+    return next(
+        (d for d in vm.iterfind(_DEVICE) if (d.get("devtype"), d.get("name")) == ("disk", name)),
+        None,
+    )
 
 
 def _element(xml: str) -> ET.Element | None:

@@ -35,7 +35,7 @@ from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms.choose import describe, matches, named
-from vdsm_storage.vms.drives import Drive, VolumePath
+from vdsm_storage.vms.drives import REPLICATED, Drive, VolumePath
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
 
 EXTEND: Final = "vm.extend_disk"
@@ -104,6 +104,8 @@ class Resizing:
             raise UnsupportedDriveType(
                 vm=vm, disk=drive.name, operation="resizing", reason=f"it is a {drive.device}"
             )
+        if drive.is_replicated:
+            raise _bad(vm, drive, size, f"it {REPLICATED}")
         volume = drive.volume
         if volume is None:
             return self._extend_device(vm, drive, size)

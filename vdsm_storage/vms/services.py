@@ -86,7 +86,7 @@ class VmServices:
             )
         )
         self.stats = Statistics(
-            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs_of
+            base.libvirt, self.registry, base.clock, self.freezing.age, self.merges.jobs.of
         )
         self.registry.watch(self._event, self._guard.hurry)
 

@@ -39,7 +39,7 @@ from vdsm_storage.images import metadata as md
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import Kind, Operation, StillGoing
 from vdsm_storage.vms import frozen, metadata
-from vdsm_storage.vms.drives import METADATA
+from vdsm_storage.vms.drives import METADATA, REPLICATED
 from vdsm_storage.vms.freeze import Freezing
 from vdsm_storage.vms.memory import MemoryVolumes, write_configuration
 from vdsm_storage.vms.registry import Registry
@@ -127,6 +127,8 @@ class Snapshots:
                 raise _failed(asked, f"disk {drive.name} {what}")
             if drive.name in found:
                 raise _failed(asked, f"disk {drive.name} is named twice")
+            if drive.is_replicated:
+                raise _failed(asked, f"disk {drive.name} {REPLICATED}")
             self._check_volume(asked, leaf)
             found[drive.name] = leaf
         return found

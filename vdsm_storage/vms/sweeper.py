@@ -101,19 +101,24 @@ class Sweeper:
             self._later(vm, LATER)
 
     def _has_work(self, vm: str) -> bool:
-        """Whether the VM has records of disks that it has not, or has ended and left something."""
+        """Whether the VM has records of disks that it has not, or of copies that failed, or has
+        ended and left something."""
         try:
             self._registry.state(vm)
             definition = self._registry.definition(vm)
         except (NoSuchVM, VMIsDown):
             return self._keeping.has(vm)
-        return not records.records(definition.xml).keys() <= {d.name for d in definition.drives}
+        there = {drive.name for drive in definition.drives}
+        return not records.records(definition.xml).keys() <= there or bool(
+            self._keeping.dead_replicas(vm, definition)
+        )
 
     def _sweep(self, vm: str) -> None:
         try:
             with self._keeping.turn(vm):
                 try:
                     self._keeping.sweep(vm)
+                    self._keeping.sweep_replicas(vm)
                 except (NoSuchVM, VMIsDown):
                     self._keeping.release_all(vm)
         except (AgentError, VmError) as error:
