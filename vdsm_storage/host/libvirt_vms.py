@@ -31,6 +31,11 @@ _WHY: Final[Mapping[int, Why]] = {
     libvirt.VIR_ERR_AGENT_UNSYNCED: Why.AGENT,
     libvirt.VIR_ERR_NO_SUPPORT: Why.UNSUPPORTED,
 }
+# libvirt 9.0 has one number for all that an agent answers; these words are QEMU's.
+_UNSUPPORTED: Final = ("has been disabled", "has not been found", "is not currently supported")
+_WHILE_FROZEN: Final = "frozen state"  # then its agent obeys little, and says that it is disabled
+# A Windows guest does not stay frozen for longer than ten seconds, and says so when it is thawed.
+_BY_ITSELF: Final = "fsfreeze is limited up to"
 _STATS: Final = (
     libvirt.VIR_DOMAIN_STATS_STATE
     | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
@@ -145,7 +150,12 @@ class LibvirtVms:
 
     def thaw(self, vm: str, timeout: float) -> int:
         """Returns how many were thawed; none when the guest was not frozen any more."""
-        return self._ask_agent(vm, "thaw", timeout, lambda domain: domain.fsThaw())
+        try:
+            return self._ask_agent(vm, "thaw", timeout, lambda domain: domain.fsThaw())
+        except VmError as error:
+            if _BY_ITSELF in error.text:
+                return 0
+            raise
 
     def _ask_agent(self, vm: str, what: str, timeout: float, command: Callable[[Any], int]) -> int:
         seconds = max(1, round(timeout + 0.5))
@@ -155,7 +165,12 @@ class LibvirtVms:
             domain.agentSetResponseTimeout(seconds, 0)
             return int(command(domain))
 
-        return self._on(vm, f"{what} the guest", call, seconds + min(seconds, SYNC) + MARGIN)
+        try:
+            return self._on(vm, f"{what} the guest", call, seconds + min(seconds, SYNC) + MARGIN)
+        except VmError as error:
+            if error.why is Why.OTHER and _is_unsupported(error.text):
+                raise VmError(Why.UNSUPPORTED, error.text) from error
+            raise
 
     # -- disks -------------------------------------------------------------------------------
 
@@ -260,6 +275,15 @@ class LibvirtVms:
             return self._libvirt.call(name, function, timeout)
         except libvirt.libvirtError as error:
             raise VmError(_WHY.get(error.get_error_code(), Why.OTHER), str(error)) from error
+
+
+def _is_unsupported(text: str) -> bool:
+    """Whether a guest agent has no such command, or may not obey it.
+
+        unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command
+        guest-fsfreeze-freeze has been disabled
+    """
+    return _WHILE_FROZEN not in text and any(words in text for words in _UNSUPPORTED)
 
 
 def _state(domain: Any) -> VmState:

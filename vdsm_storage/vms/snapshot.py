@@ -176,7 +176,8 @@ class Snapshots:
                 op.describe(f"Snapshot of VM {asked.vm}; the guest was thawed before it was made")
             # The guard goes on where this fails.
             with contextlib.suppress(AgentError):
-                freezing.thaw(asked.vm)
+                if not freezing.thaw(asked.vm):
+                    op.describe(f"Snapshot of VM {asked.vm}; the guest had thawed by itself")
 
         return thaw if freezing.age(asked.vm) is not None else _nothing
 
