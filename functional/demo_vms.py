@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import libvirt
+
 from functional import merge_lab
 from functional.demo import CheckFailedError, check, say, title
 from functional.engine.host import LOCALFS, StorageServer
@@ -161,6 +163,7 @@ def main() -> int:
     if reason := why_not():
         say(f"no guest can run here: {reason}")
         return 1
+    libvirt.registerErrorHandler(lambda *_: None, None)  # they are raised as well
     directory = Path(tempfile.mkdtemp(prefix="vd", dir=os.environ.get("TMPDIR", "/var/tmp")))
     directory.chmod(0o755)
     try:

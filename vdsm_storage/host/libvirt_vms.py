@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import libvirt
 
+from vdsm_storage.errors import LibvirtTimeout
 from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_model import BulkStats, Change, VmError, VmEvent, VmState, Why
 
@@ -65,6 +66,8 @@ class LibvirtVms:
 
     def __init__(self, libvirt_: Libvirt) -> None:
         self._libvirt = libvirt_
+        # By VM: its number in libvirtd, and the seconds that its agent has to answer.
+        self._patience: dict[str, tuple[int, int]] = {}
 
     @property
     def enabled(self) -> bool:
@@ -161,12 +164,19 @@ class LibvirtVms:
         seconds = max(1, round(timeout + 0.5))
 
         def call(domain: Any) -> int:
-            # Else libvirt waits for the agent without end, long after its caller has left.
-            domain.agentSetResponseTimeout(seconds, 0)
+            # Else libvirt waits for the agent without end, long after its caller has left.  It
+            # remembers this as long as the VM runs, and takes as long for it as for a thaw.
+            wanted = (domain.ID(), seconds)
+            if self._patience.get(vm) != wanted:
+                domain.agentSetResponseTimeout(seconds, 0)
+                self._patience[vm] = wanted
             return int(command(domain))
 
         try:
             return self._on(vm, f"{what} the guest", call, seconds + min(seconds, SYNC) + MARGIN)
+        except LibvirtTimeout:  # somebody else may have changed it
+            self._patience.pop(vm, None)
+            raise
         except VmError as error:
             if error.why is Why.OTHER and _is_unsupported(error.text):
                 raise VmError(Why.UNSUPPORTED, error.text) from error
@@ -234,6 +244,8 @@ class LibvirtVms:
 
         def lifecycle(domain: Any, event: int, detail: int, _opaque: Any = None) -> None:
             change = _LIFECYCLE.get(event)
+            if change is Change.STOPPED:
+                self._patience.pop(domain.UUIDString(), None)
             if change is not None:
                 callback(VmEvent(domain.UUIDString(), change, {"detail": detail}))
 
@@ -261,6 +273,7 @@ class LibvirtVms:
             libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE,
         ):
             on(event, devices)
+        self._libvirt.when_connected(self._patience.clear)  # it may be another daemon
         self._libvirt.when_connected(connected)
 
     # -- how it is asked ---------------------------------------------------------------------

@@ -21,6 +21,7 @@ from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.errors import (
     AgentError,
     FreezeGuestFSFailed,
+    LibvirtLost,
     LibvirtTimeout,
     LibvirtUnavailable,
     NonResponsiveGuestAgent,
@@ -82,7 +83,8 @@ class Freezing:
         Raises NoSuchVM (1), VMIsDown (6), NonResponsiveGuestAgent (19), 75, 76, 59.
         """
         with self._turn(vm):
-            self._registry.state(vm)
+            if not self._registry.is_known(vm):
+                self._registry.state(vm)
             before = self._records.get(vm)
             if before is None or before.state != frozen.FROZEN:
                 self._records.put(Record(vm, by, self._clock.monotonic()))
@@ -101,10 +103,8 @@ class Freezing:
         """A freeze failed: does anything have to be thawed?"""
         if before is not None and before.state == frozen.FROZEN:
             return  # it was frozen before, and its caller will thaw it
-        if isinstance(error, VmError) and (
-            error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED) or UNSENT in error.text
-        ):  # its agent was not even asked, or obeys no such command
-            if before is None or error.why is Why.NO_VM:
+        if _is_certain(error):
+            if before is None or (isinstance(error, VmError) and error.why is Why.NO_VM):
                 self._records.drop(vm)
             else:  # what had to be thawed before still has to be
                 self._records.put(before)
@@ -229,6 +229,14 @@ class Freezing:
     def forget(self, vm: str) -> None:
         """It has ended."""
         self._records.drop(vm)
+
+
+def _is_certain(error: Exception) -> bool:
+    """Whether the guest's agent was not even asked, or obeys no such command."""
+    if isinstance(error, VmError):
+        unasked = error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED)
+        return unasked or UNSENT in error.text
+    return isinstance(error, LibvirtUnavailable) and not isinstance(error, LibvirtLost)
 
 
 class Guard:
