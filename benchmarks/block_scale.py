@@ -35,19 +35,18 @@ import json
 import os
 import random
 import shutil
-import statistics
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.scale_agent import COW, RAW, Domain, domain_in_use
 from benchmarks.scale_group import EXTENT, SIZE, Bench, Volume, loop_device, new_volumes
+from benchmarks.table import ROUNDS, Row, Table, low, show, wall
 from vdsm_storage.base.files import read_direct
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains.block_slots import METADATA_SIZE, SLOT_SIZE, Slots, slot_offset
@@ -57,73 +56,9 @@ SIZES = (10, 350, 1000, 3000, 10000)
 QUICK = 1000  # the largest N of --quick
 LARGE = 1000  # of this N on a promise is made about looks after changes
 LARGEST = (15000, 20000, 30000)  # where one extend is expected to take a second
-ROUNDS = 9  # of a measurement
-TRIES = 3  # times that many rounds, while a promise is not kept
 SLOTS = 2000
 KIB = 1024
 LOOK = ("--noheadings", "-o", "lv_name,lv_size,lv_tags,seg_pe_ranges")
-
-
-@dataclass
-class Row:
-    """One promise at one N.  `ours` and `against` are median milliseconds, for information."""
-
-    name: str
-    volumes: int
-    value: float
-    limit: float | None
-    at_least: bool = False
-    ours: float = 0.0
-    against: float = 0.0
-
-    @property
-    def kept(self) -> bool:
-        if self.limit is None:
-            return True
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-
-def low(seconds: Sequence[float]) -> float:
-    """The mean of the shortest third: what else runs here only adds time."""
-    return statistics.mean(sorted(seconds)[: max(1, len(seconds) // 3)])
-
-
-def wall(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-@dataclass
-class Table:
-    rows: list[Row] = field(default_factory=list)
-
-    def compare(
-        self,
-        row: Row,
-        ours: Callable[[], float],
-        against: Callable[[], float],
-        repeat: int = 1,
-    ) -> Row:
-        """Both give seconds, and alternate; `repeat` looks of ours are one measurement."""
-        mine: list[float] = []
-        bare: list[float] = []
-        for _ in range(TRIES):
-            for _ in range(ROUNDS):
-                mine += [ours() for _ in range(repeat)]
-                bare.append(against())
-            row.value = min(bare) / min(mine) if row.at_least else low(mine) / low(bare)
-            if row.kept:
-                break
-        row.ours = statistics.median(mine) * 1000
-        row.against = statistics.median(bare) * 1000
-        self.add(row)
-        return row
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        if "-v" in sys.argv:
-            print(asdict(row), file=sys.stderr, flush=True)
 
 
 class Scale:
@@ -344,16 +279,7 @@ def _spent(scale: Scale) -> tuple[float, str]:
     return took, ", ".join(f"{name} {value / took:.0%}" for name, value in parts.items())
 
 
-# -- what is printed ------------------------------------------------------------------------------
-
-
-def show(rows: Sequence[Row]) -> None:
-    for row in rows:
-        sign = ">=" if row.at_least else "<="
-        limit = f"{sign} {row.limit:<5g}" if row.limit is not None else " " * 8
-        mark = "" if row.limit is None else "ok" if row.kept else "NOT KEPT"
-        times = f"{row.ours:10.2f} ms / {row.against:8.2f} ms" if row.against else ""
-        print(f"{row.volumes:6,}  {row.name:46} {row.value:8.2f} {limit} {mark:8} {times}")
+# -- all of it ------------------------------------------------------------------------------------
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 
 Creates a pool and a POSIX domain, makes a volume from a file system image, snapshots it, writes
 through the chain, extends, measures, copies, verifies checksums, shows leases with their owners,
-kills the agent in the middle of a copy and shows the recovery.  Exit 0 only if every check holds.
+kills the agent in the middle of a copy and shows the recovery.  Then come the chapters on block
+domains and on running VMs.  Exit 0 only if every check holds.
 """
 
 from __future__ import annotations
@@ -317,15 +318,18 @@ def crash(demo: Demo) -> None:
 def block() -> None:
     """The chapter on block domains, where there is device-mapper: here, or in a guest."""
     chapter = [sys.executable, "-P", "-m", "functional.demo_block"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     if subprocess.run(["dmsetup", "version"], capture_output=True, timeout=20).returncode == 0:
         argv = chapter
     else:
         title("This kernel has no device-mapper: a guest that has it boots (a minute or two)")
         shell = f"cd {ROOT} && PYTHONPATH={ROOT} {' '.join(chapter)}"
         argv = [sys.executable, "-P", "-m", "functional.lab", "run", "--", shell]
-    done = subprocess.run(argv, cwd=ROOT, env=env, timeout=1800, check=False)
-    check("the block chapter holds", done.returncode == 0)
+    check("the block chapter holds", run_chapter(argv) == 0)
+
+
+def run_chapter(argv: list[str]) -> int:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, cwd=ROOT, env=env, timeout=1800, check=False).returncode
 
 
 def main() -> int:
@@ -350,6 +354,8 @@ def main() -> int:
         mounts = Path("/proc/self/mounts").read_text()
         check("no mount is left", str(directory) not in mounts)
         block()
+        argv = [sys.executable, "-P", "-m", "functional.demo_vms"]
+        check("the chapter on running VMs holds", run_chapter(argv) == 0)
     except (CheckFailedError, RemoteError) as error:
         say(f"\nThe demo failed: {error}\nThe agent's log: {directory}/agent/agent.log")
         return 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from functional.guests.guest import AGENT_PORT
 from functional.processes import AgentProcess
 from functional.vm_lab import Machine, VmLab, vm_lab
+from functional.vm_work import ask, end, follow
 from vdsm_storage.rpc.client import Client, RemoteError
 
 LIMIT = 4.0  # seconds that a guest may stay frozen here
@@ -258,13 +261,11 @@ def test_agent_that_hangs(lab: VmLab, vm: Machine) -> None:
 
 def test_agent_that_dies_while_the_guest_is_frozen(lab: VmLab, vm: Machine) -> None:
     lab.call("VM.freeze", vmID=vm.id)
-    vm.guest.run("kill -9 $(pidof qemu-ga)")
+    vm.guest.stop_agent()
     lab.fails(19, "VM.thaw", vmID=vm.id)
+    lab.fails(19, "VM.freeze", vmID=vm.id)  # which does not mean that it is thawed
     assert is_frozen(vm)
-    vm.guest.run(
-        "rm -f /run/qemu-ga.pid; qemu-ga -d -m virtio-serial"
-        " -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -f /run/qemu-ga.pid"
-    )
+    vm.guest.start_agent()
     lab.wait(lambda: "freezeAge" not in lab.stats(vm.id), "the guest to be thawed")
     assert writes(vm)
 
@@ -298,6 +299,116 @@ def test_guest_that_thaws_by_itself_is_told(lab: VmLab, vm: Machine) -> None:
         assert "by itself" in dict(host.events)[name][vm.id]["reason"]
     finally:
         host.close()
+
+
+# -- agents that refuse ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def other_agent(vm: Machine, options: str) -> Iterator[None]:
+    """The guest's agent runs with other options."""
+    vm.guest.stop_agent()
+    vm.guest.start_agent(options)
+    try:
+        yield
+    finally:
+        vm.guest.stop_agent()
+        vm.guest.start_agent()
+
+
+def test_agent_that_may_not_freeze(lab: VmLab, vm: Machine) -> None:
+    """Its guest does not support it: nobody tries to thaw it for ever."""
+    with other_agent(vm, "-b guest-fsfreeze-freeze,guest-fsfreeze-thaw"):
+        assert "has been disabled" in lab.fails(75, "VM.freeze", vmID=vm.id)
+        assert "freezeAge" not in lab.stats(vm.id)
+        assert not is_frozen(vm)
+        lab.fails(75, "VM.thaw", vmID=vm.id)
+        assert "freezeAge" not in lab.stats(vm.id)
+
+
+HOOK = "/run/hook"
+
+
+def hook(vm: Machine, fails: str) -> str:
+    """The option of a hook that fails when it is called so."""
+    vm.guest.write_script(HOOK, f"[ $1 != {fails} ]")
+    return f"-F{HOOK}"
+
+
+def test_hook_of_the_guest_that_fails_at_the_freeze(lab: VmLab, vm: Machine) -> None:
+    with other_agent(vm, hook(vm, "freeze")):
+        assert "hook" in lab.fails(76, "VM.freeze", vmID=vm.id)
+        assert not is_frozen(vm)
+        lab.wait(lambda: "freezeAge" not in lab.stats(vm.id), "the guard to be sure of it")
+
+
+def test_hook_of_the_guest_that_fails_at_the_thaw(lab: VmLab, vm: Machine) -> None:
+    """Its file systems are thawed all the same; the guard goes on until the guest says so."""
+    with other_agent(vm, hook(vm, "thaw")):
+        lab.call("VM.freeze", vmID=vm.id)
+        assert "hook" in lab.fails(77, "VM.thaw", vmID=vm.id)
+        assert not is_frozen(vm)
+        assert "freezeAge" in lab.stats(vm.id)
+    lab.wait(lambda: "freezeAge" not in lab.stats(vm.id), "the guard")
+
+
+# Answers as the agent of a Windows guest that was frozen for more than ten seconds.
+WINDOWS = """
+exec 3<>"$1"
+while :; do
+    while read -r line <&3; do
+        case $line in
+        *guest-sync*) id=${line##*:}; say="{\\"return\\": ${id%%[!0-9]*}}" ;;
+        *fsfreeze-freeze*) say='{"return": 2}' ;;
+        *fsfreeze-thaw*) say='{"error": {"class": "GenericError", "desc":
+            "cannot hold writes: fsfreeze is limited up to 10 seconds: "}}' ;;
+        *) say='{"return": {}}' ;;
+        esac
+        echo $say >&3
+    done
+    sleep 0.1
+done
+"""
+
+
+def test_windows_that_thawed_by_itself(lab: VmLab, vm: Machine) -> None:
+    """Who froze it is told, and so is who has a snapshot of it."""
+    host = lab.agent.host("engine", 1)
+    vm.guest.stop_agent()
+    vm.guest.write_script("/run/windows", WINDOWS)
+    vm.guest.run(f"/run/windows {AGENT_PORT} & windows=$!")
+    try:
+        host.vds.call("Host.ping2", {})
+        lab.wait(lambda: freezes(lab, vm), "the agent to answer")
+        lab.call("VM.thaw", vmID=vm.id)
+        name = f"|virt|VM_thawed|{vm.id}"
+        lab.wait(
+            lambda: any(
+                method == name and "by itself" in facts[vm.id]["reason"]
+                for method, facts in host.events
+            ),
+            "an event",
+        )
+        assert "freezeAge" not in lab.stats(vm.id)
+        found = end(lab, ask(lab, vm))
+        assert found["status"] == "done", found
+        assert "thawed by itself" in found["description"]
+        for disk in vm.disks:
+            follow(lab, vm, disk)
+    finally:
+        vm.guest.run("kill $windows; sleep 0.3")
+        vm.guest.start_agent()
+        host.close()
+
+
+def freezes(lab: VmLab, vm: Machine) -> bool:
+    try:
+        lab.call("VM.freeze", vmID=vm.id)
+    except RemoteError as error:
+        if error.code != 19:
+            raise
+        return False
+    return True
 
 
 # -- libvirt and the agent come and go -------------------------------------------------------

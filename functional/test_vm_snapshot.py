@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +18,18 @@ import pytest
 
 from functional.processes import AgentProcess
 from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
-from functional.vm_work import Log, ask, check_chain, drive, end, follow, leaves, path_of, snapshot
+from functional.vm_work import (
+    Log,
+    ask,
+    check_chain,
+    drive,
+    end,
+    follow,
+    leaves,
+    path_of,
+    read_log,
+    snapshot,
+)
 from functional.walk import STEPS
 from functional.world import MIB, RAW, new_id
 from vdsm_storage.rpc.client import NoResponse
@@ -70,33 +80,6 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
 # -- snapshots and what becomes of them ------------------------------------------------------
 
 
-def read_log(lab: VmLab, path: str, *, clean: bool = True) -> int:
-    """Mount what a volume holds, read-only; returns how many lines are there, none missing.
-
-    On a read-only device ext4 refuses what wants its journal replayed.
-    """
-    raw, place = Path(f"{lab.agent.dir}/copy.raw"), Path(f"{lab.agent.dir}/copy")
-    copy = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, str(raw)]
-    subprocess.run(copy, check=True, timeout=60)
-    place.mkdir(exist_ok=True)
-    how = ["--read-only"] if clean else []
-    attach = ["losetup", "--find", "--show", *how, str(raw)]
-    loop = subprocess.check_output(attach, text=True, timeout=60).strip()
-    try:
-        option = "ro" if clean else "rw"
-        subprocess.run(["mount", "-t", "ext4", "-o", option, loop, place], check=True, timeout=60)
-        try:
-            lines = (place / "log").read_text().splitlines()
-        finally:
-            subprocess.run(["umount", place], check=True, timeout=60)
-        subprocess.run(["e2fsck", "-fn", loop], check=True, timeout=60, capture_output=True)
-    finally:
-        subprocess.run(["losetup", "--detach", loop], check=True, timeout=60)
-        raw.unlink()
-    assert lines == [str(number) for number in range(1, len(lines) + 1)]
-    return len(lines)
-
-
 def test_snapshots_are_consistent(lab: VmLab, vm: Machine) -> None:
     """Whatever was acknowledged before is there, on a file system that needs no repair; both
     disks are of one moment."""
@@ -115,7 +98,7 @@ def test_snapshots_are_consistent(lab: VmLab, vm: Machine) -> None:
         log.stop()
     for before, volumes in known:
         first, second = (
-            read_log(lab, path_of(lab, disk, volume))
+            read_log(lab.agent.dir, path_of(lab, disk, volume))
             for disk, volume in zip(vm.disks, volumes, strict=True)
         )
         assert first >= before
@@ -129,7 +112,7 @@ def test_freeze_then_snapshot_elsewhere_then_frozen_then_thaw(lab: VmLab, vm: Ma
     try:
         log.wait(2)
         lab.call("VM.freeze", vmID=vm.id)
-        elsewhere = read_log(lab, path_of(lab, vm.disks[0], vm.disks[0].leaf))
+        elsewhere = read_log(lab.agent.dir, path_of(lab, vm.disks[0], vm.disks[0].leaf))
         volume = vm.disks[0].leaf
         found = snapshot(lab, vm, frozen=True)
         assert found["description"] == f"Snapshot of VM {vm.id}"
@@ -138,7 +121,7 @@ def test_freeze_then_snapshot_elsewhere_then_frozen_then_thaw(lab: VmLab, vm: Ma
         log.wait(2)
     finally:
         log.stop()
-    assert read_log(lab, path_of(lab, vm.disks[0], volume)) == elsewhere
+    assert read_log(lab.agent.dir, path_of(lab, vm.disks[0], volume)) == elsewhere
 
 
 def test_snapshot_of_a_guest_that_its_caller_froze_for_too_long(lab: VmLab, vm: Machine) -> None:
@@ -202,7 +185,7 @@ def test_guest_agent_that_hangs(lab: VmLab, vm: Machine) -> None:
         log.wait(2)
     finally:
         log.stop()
-    assert read_log(lab, path_of(lab, vm.disks[0], volume), clean=False) >= before
+    assert read_log(lab.agent.dir, path_of(lab, vm.disks[0], volume), clean=False) >= before
 
 
 def test_vm_that_is_paused(lab: VmLab) -> None:

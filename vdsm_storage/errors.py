@@ -1043,6 +1043,10 @@ class LibvirtUnavailable(AgentError):
     template = "libvirt ({uri}) cannot be reached: {reason}; the agent connects again, try again"
 
 
+class LibvirtLost(LibvirtUnavailable):
+    """In the middle of a call: what was asked for may have been done."""
+
+
 class LibvirtTimeout(AgentError):
     code = 59
     template = "libvirt did not answer {call} in {seconds} seconds; try again later"

@@ -376,22 +376,34 @@ class DataCenter:
         self.task(
             "Volume.create",
             **{
-                "storagedomainID": disk.domain,
-                "imageID": disk.image,
-                "volumeID": disk.leaf,
-                "size": str(size),
+                **self.new_leaf(disk, size, parent, sequence),
                 "volFormat": fmt,
                 "preallocate": prealloc or self.thin(disk.domain, fmt),
                 "diskType": disk_type,
                 "desc": desc or json.dumps({"DiskAlias": "d", "DiskDescription": ""}),
-                "srcImgUUID": parent[0],
-                "srcVolUUID": parent[1],
-                "addBitmaps": False,
-                "legal": True,
-                "sequence": sequence,
                 **optional(initialSize=str(initial) if initial else None),
             },
         )
+
+    def new_leaf(
+        self, disk: Disk, size: int, parent: tuple[str, str], sequence: int
+    ) -> dict[str, Any]:
+        """Parameters of Volume.create for a thin qcow2 volume, the last of `disk.volumes`."""
+        return {
+            "storagedomainID": disk.domain,
+            "imageID": disk.image,
+            "volumeID": disk.leaf,
+            "size": str(size),
+            "volFormat": COW,
+            "preallocate": SPARSE,
+            "diskType": "DATA",
+            "desc": json.dumps({"DiskAlias": "d", "DiskDescription": ""}),
+            "srcImgUUID": parent[0],
+            "srcVolUUID": parent[1],
+            "addBitmaps": False,
+            "legal": True,
+            "sequence": sequence,
+        }
 
     def snapshot(self, disk: Disk, size: int) -> Disk:
         """A new leaf upon the old one (the VM is down)."""
@@ -441,12 +453,12 @@ class DataCenter:
         assert host.vds.call(verb, {"job_id": job, **params}) is True
         return job
 
-    def wait_job(self, host: Host, job: str) -> Any:
+    def wait_job(self, host: Host, job: str, job_type: str = "storage") -> Any:
         state: Any = None
 
         def ended() -> bool:
             nonlocal state
-            state = host.jobs([job]).get(job)
+            state = host.jobs([job], job_type).get(job)
             return state is None or state.status in ("done", "failed", "aborted")
 
         self.wait(ended, f"job {job}")

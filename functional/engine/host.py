@@ -192,8 +192,8 @@ class Host:
     def clear_task(self, task: str) -> None:
         self.irs.call("Task.clear", {"taskID": task})
 
-    def jobs(self, job_ids: list[str]) -> dict[str, replies.Job]:
-        params = {"job_type": "storage", **optional(job_ids=job_ids)}
+    def jobs(self, job_ids: list[str], job_type: str = "storage") -> dict[str, replies.Job]:
+        params = {"job_type": job_type, **optional(job_ids=job_ids)}
         return replies.jobs(self.vds.call("Host.getJobs", params))
 
     # -- volumes, on any host ----------------------------------------------------------------
@@ -213,6 +213,16 @@ class Host:
         params = pdiv(pool, domain, image, volume)
         params["leafVolID"] = params.pop("volumeID")  # the engine's name for it
         self.vds.call("Image.teardown", params)
+
+    # -- virtual machines ----------------------------------------------------------------------
+
+    def vms(self) -> dict[str, replies.VmStats]:
+        """The poll of every 15 seconds."""
+        return replies.vm_stats(self.vds.call("Host.getAllVmStats", {}))
+
+    def chains(self, vm: str) -> dict[str, list[str]]:
+        """The volumes of each image that a VM uses, base first; read when its hash has changed."""
+        return replies.chains(self.vds.call("Host.dumpxmls", {"vmList": [vm]})[vm])
 
     # -- streams -----------------------------------------------------------------------------
 

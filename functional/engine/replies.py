@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ TASK_VERBS = (
 )
 # fmt: on
 JOB_STATES = ("pending", "running", "done", "aborted", "failed", "aborting")
+VM_STATES = (
+    "Up", "Down", "WaitForLaunch", "Powering up", "Powering down", "Paused", "Rebooting",
+    "Saving State", "Restoring state", "Migration Source", "Migration Destination",
+)  # fmt: skip
+PAUSE_CODES = ("NOERR", "EIO", "ENOSPC", "EPERM", "EOTHER", "NONE")
 DISK_TYPES = ("DATA", "OVFS", "MEMD", "MEMM", "ISOF", "SCRD", "HEVD", "HESD", "HEMD", "HECI")
 
 
@@ -397,3 +403,94 @@ def volume_info(reply: Any) -> VolumeInfo:
         owners=list(owners),
         has_lease=bool(lease),
     )
+
+
+@dataclass(frozen=True)
+class VmStats:
+    """`jobs` are the images that block jobs work on, by job; `images` those of its disks."""
+
+    status: str
+    pause_code: str
+    hash: str
+    jobs: dict[str, str]
+    images: list[str]
+    frozen: float | None
+
+
+def vm_stats(reply: Any) -> dict[str, VmStats]:
+    """By VM.  A VM that is missing is taken for one that has ended."""
+    if type(reply) is not list:
+        raise r.WrongTypeError("getAllVmStats", reply, "a list")
+    return {r.uuid(one, "vmId"): _vm(one) for one in reply}
+
+
+def _vm(reply: Any) -> VmStats:
+    status = r.one_of(reply, "status", *VM_STATES)
+    if float(r.cast(reply, "statusTime", str)) <= 0:
+        raise r.WrongTypeError("statusTime", reply["statusTime"], "milliseconds")
+    for key in ("cpuUser", "cpuSys"):
+        float(r.cast(reply, key, str))
+    r.one_of(reply, "monitorResponse", "0", "-1")
+    r.assign_int(reply, "memUsage")
+    # Without the key nothing is known of jobs; an empty map says that all have ended.
+    jobs = {r.uuid(job, "id"): _block_job(job) for job in r.cast(reply, "vmJobs", dict).values()}
+    if set(jobs) != set(reply["vmJobs"]):
+        raise r.WrongTypeError("vmJobs", reply["vmJobs"], "jobs by their ids")
+    disks = r.cast(reply, "disks", dict)
+    frozen = reply.get("freezeAge")
+    return VmStats(
+        status=status,
+        pause_code=r.one_of(reply, "pauseCode", *PAUSE_CODES),
+        hash=r.cast(reply, "hash", str),
+        jobs=jobs,
+        images=[image for disk in disks.values() if (image := _vm_disk(disk))],
+        frozen=None if frozen is None else float(frozen),
+    )
+
+
+def _block_job(reply: Any) -> str:
+    r.one_of(reply, "jobType", "block")
+    r.one_of(reply, "blockJobType", "commit", "unknown")
+    for key in ("cur", "end"):
+        int(r.cast(reply, key, str))
+    r.cast(reply, "bandwidth", int)
+    return r.uuid(reply, "imgUUID")
+
+
+def _vm_disk(reply: Any) -> str:
+    for key in ("truesize", "apparentsize", "readLatency", "writeLatency", "flushLatency"):
+        int(r.cast(reply, key, str))
+    for key in ("readRate", "writeRate"):
+        float(r.cast(reply, key, str))
+    for key in ("readOps", "writeOps"):
+        r.assign_long(reply, key)
+    return r.assign_string(reply, "imageID") or ""
+
+
+def chains(xml: Any) -> dict[str, list[str]]:
+    """The volumes of each image, base first, out of a running VM's XML.
+
+    A disk is found by its alias; image and volume are the last two names of each path.
+    """
+    if type(xml) is not str:
+        raise r.WrongTypeError("dumpxmls", xml, "XML")
+    found: dict[str, list[str]] = {}
+    for disk in ET.fromstring(xml).iterfind("./devices/disk"):
+        alias = disk.find("alias")
+        name = "" if alias is None else alias.get("name", "")
+        if not name.startswith("ua-"):
+            raise r.WrongTypeError("alias", name, "ua- and the disk's id")
+        paths = [path.split("/")[-2:] for path in _layers(disk)]
+        (image,) = {path[0] for path in paths}
+        found[image] = [path[1] for path in reversed(paths)]
+    return found
+
+
+def _layers(disk: ET.Element) -> Iterator[str]:
+    """Paths from the top down."""
+    layer: ET.Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is not None:
+            yield source.get("file") or source.get("dev") or ""
+        layer = layer.find("backingStore")

@@ -7,6 +7,7 @@ when the agent hangs.  One that is `paused` never runs: QEMU without a kernel, i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import socket
@@ -18,12 +19,15 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import libvirt
+import libvirt_qemu
 
 from functional.guests.libvirtd import Libvirtd
 from functional.guests.ram import Boot
 
 BOOT = 120.0  # seconds; five on a quiet machine
 COMMAND = 60.0
+AGENT_PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
+AGENT = f"-m virtio-serial -p {AGENT_PORT} -t /run -f /run/qemu-ga.pid"
 KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on"
 
 
@@ -75,6 +79,21 @@ class Guest:
             assert time.monotonic() < end, "the agent does not answer"
             time.sleep(0.1)
 
+    def stop_agent(self) -> None:
+        """kill -9; what it froze stays frozen."""
+        self.run("kill -9 $(pidof qemu-ga); while pidof qemu-ga >/dev/null; do sleep 0.1; done")
+
+    def start_agent(self, options: str = "") -> None:
+        """Another one in its place, with options of its own; returns when it answers."""
+        self.run(f"rm -f /run/qemu-ga.pid; qemu-ga -d {AGENT} {options}")
+        end = time.monotonic() + COMMAND
+        while True:
+            with contextlib.suppress(libvirt.libvirtError):
+                libvirt_qemu.qemuAgentCommand(self.domain, '{"execute": "guest-ping"}', 2, 0)
+                return
+            assert time.monotonic() < end, "the agent does not answer"
+            time.sleep(0.05)
+
     # -- commands by the port test.shell, not by the agent
 
     def run(self, command: str, timeout: float = COMMAND) -> str:
@@ -85,6 +104,10 @@ class Guest:
             lines.append(line)
         assert line == "=0", f"{command}: {line}: {lines}"
         return "\n".join(lines)
+
+    def write_script(self, path: str, text: str) -> None:
+        data = base64.b64encode(f"#!/bin/sh\n{text}\n".encode()).decode()
+        self.run(f"echo {data} | base64 -d >{path}; chmod 755 {path}")
 
     def send(self, command: str) -> None:
         """Without waiting for the end."""

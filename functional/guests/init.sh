@@ -17,7 +17,7 @@ until [ -b /dev/vda ] || [ $tries -ge 100 ]; do
     sleep 0.1
     tries=$((tries + 1))
 done
-for disk in a b c d; do
+for disk in a b c d e f g h; do
     [ -b /dev/vd$disk ] || continue
     mkdir -p /mnt/vd$disk
     mount -t ext4 /dev/vd$disk /mnt/vd$disk && echo "tiny: mounted vd$disk"

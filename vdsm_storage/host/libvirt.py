@@ -27,7 +27,7 @@ import libvirt
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.config import Libvirt as Settings
-from vdsm_storage.errors import LibvirtTimeout, LibvirtUnavailable
+from vdsm_storage.errors import LibvirtLost, LibvirtTimeout, LibvirtUnavailable
 from vdsm_storage.host.bounded import BoundedCall
 from vdsm_storage.host.libvirt_calls import CallConnections, Lost, close
 from vdsm_storage.host.libvirt_events import EventLoop
@@ -111,8 +111,8 @@ class Libvirt:
     def call(self, name: str, function: Callable[[Any], T], timeout: float | None = None) -> T:
         """`function(connection)`, at most `timeout` seconds (default: the configured ones).
 
-        Raises LibvirtUnavailable, LibvirtTimeout (59), and libvirt.libvirtError when libvirt says
-        that it cannot be done.
+        Raises LibvirtUnavailable (LibvirtLost when it may have been done), LibvirtTimeout (59), and
+        libvirt.libvirtError when libvirt says that it cannot be done.
         """
         seconds = self._settings.timeout if timeout is None else timeout
         bounded = BoundedCall(lambda: self._counted(function), contextlib.nullcontext(), None)
@@ -128,7 +128,7 @@ class Libvirt:
         except TimeoutError:
             raise LibvirtTimeout(call=name, seconds=seconds) from None
         except Lost as error:
-            raise self._unavailable(str(error)) from error
+            raise LibvirtLost(uri=self._settings.uri, reason=str(error)) from error
         finally:
             with self._lock:
                 self._waiting.discard(bounded)

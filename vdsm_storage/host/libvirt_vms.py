@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import libvirt
 
+from vdsm_storage.errors import LibvirtTimeout
 from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_model import BulkStats, Change, VmError, VmEvent, VmState, Why
 
@@ -31,6 +32,11 @@ _WHY: Final[Mapping[int, Why]] = {
     libvirt.VIR_ERR_AGENT_UNSYNCED: Why.AGENT,
     libvirt.VIR_ERR_NO_SUPPORT: Why.UNSUPPORTED,
 }
+# libvirt 9.0 has one number for all that an agent answers; these words are QEMU's.
+_UNSUPPORTED: Final = ("has been disabled", "has not been found", "is not currently supported")
+_WHILE_FROZEN: Final = "frozen state"  # then its agent obeys little, and says that it is disabled
+# A Windows guest does not stay frozen for longer than ten seconds, and says so when it is thawed.
+_BY_ITSELF: Final = "fsfreeze is limited up to"
 _STATS: Final = (
     libvirt.VIR_DOMAIN_STATS_STATE
     | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
@@ -60,6 +66,8 @@ class LibvirtVms:
 
     def __init__(self, libvirt_: Libvirt) -> None:
         self._libvirt = libvirt_
+        # By VM: its number in libvirtd, and the seconds that its agent has to answer.
+        self._patience: dict[str, tuple[int, int]] = {}
 
     @property
     def enabled(self) -> bool:
@@ -145,17 +153,34 @@ class LibvirtVms:
 
     def thaw(self, vm: str, timeout: float) -> int:
         """Returns how many were thawed; none when the guest was not frozen any more."""
-        return self._ask_agent(vm, "thaw", timeout, lambda domain: domain.fsThaw())
+        try:
+            return self._ask_agent(vm, "thaw", timeout, lambda domain: domain.fsThaw())
+        except VmError as error:
+            if _BY_ITSELF in error.text:
+                return 0
+            raise
 
     def _ask_agent(self, vm: str, what: str, timeout: float, command: Callable[[Any], int]) -> int:
         seconds = max(1, round(timeout + 0.5))
 
         def call(domain: Any) -> int:
-            # Else libvirt waits for the agent without end, long after its caller has left.
-            domain.agentSetResponseTimeout(seconds, 0)
+            # Else libvirt waits for the agent without end, long after its caller has left.  It
+            # remembers this as long as the VM runs, and takes as long for it as for a thaw.
+            wanted = (domain.ID(), seconds)
+            if self._patience.get(vm) != wanted:
+                domain.agentSetResponseTimeout(seconds, 0)
+                self._patience[vm] = wanted
             return int(command(domain))
 
-        return self._on(vm, f"{what} the guest", call, seconds + min(seconds, SYNC) + MARGIN)
+        try:
+            return self._on(vm, f"{what} the guest", call, seconds + min(seconds, SYNC) + MARGIN)
+        except LibvirtTimeout:  # somebody else may have changed it
+            self._patience.pop(vm, None)
+            raise
+        except VmError as error:
+            if error.why is Why.OTHER and _is_unsupported(error.text):
+                raise VmError(Why.UNSUPPORTED, error.text) from error
+            raise
 
     # -- disks -------------------------------------------------------------------------------
 
@@ -219,6 +244,8 @@ class LibvirtVms:
 
         def lifecycle(domain: Any, event: int, detail: int, _opaque: Any = None) -> None:
             change = _LIFECYCLE.get(event)
+            if change is Change.STOPPED:
+                self._patience.pop(domain.UUIDString(), None)
             if change is not None:
                 crashed = event == libvirt.VIR_DOMAIN_EVENT_CRASHED
                 facts = {"detail": detail, "crashed": crashed}
@@ -252,6 +279,7 @@ class LibvirtVms:
             libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE,
         ):
             on(event, devices)
+        self._libvirt.when_connected(self._patience.clear)  # it may be another daemon
         self._libvirt.when_connected(connected)
 
     # -- how it is asked ---------------------------------------------------------------------
@@ -266,6 +294,15 @@ class LibvirtVms:
             return self._libvirt.call(name, function, timeout)
         except libvirt.libvirtError as error:
             raise VmError(_WHY.get(error.get_error_code(), Why.OTHER), str(error)) from error
+
+
+def _is_unsupported(text: str) -> bool:
+    """Whether a guest agent has no such command, or may not obey it.
+
+        unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command
+        guest-fsfreeze-freeze has been disabled
+    """
+    return _WHILE_FROZEN not in text and any(words in text for words in _UNSUPPORTED)
 
 
 def _state(domain: Any) -> VmState:

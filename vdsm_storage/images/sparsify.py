@@ -8,6 +8,7 @@ every moment the volume is the old file or the new one.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 
@@ -36,6 +37,8 @@ from vdsm_storage.jobs.runner import Request
 SPARSIFY = "volume.sparsify"
 REDUCE = "volume.reduce"
 SPARE_FILE = ".sparse"  # suffix of the new file while it is written
+
+log = logging.getLogger("images.sparsify")
 
 
 def sparsify_job(target: VolumeRef, generation: int | None) -> Request:
@@ -187,11 +190,21 @@ class Sparsifying:
             op.step("reduced", abortable=False)
 
     def _shrink(self, store: Store, target: VolumeRef, *, leaf: bool) -> None:
-        """Cut what lies behind the last cluster in use; a leaf keeps a chunk to write into."""
+        """Cut what lies behind the last cluster in use; a leaf keeps a chunk to write into.
+
+        Not of a volume that a guest here writes to: clusters that its QEMU has in use may be in
+        its memory only.
+        """
         path = store.path(target.image, target.volume)
         names = chain.opened_with(store, target.image, target.volume)
         with guard.active(store, target.image, names, prepared=False):
-            end = self._qemu_img.check(Image(path, QCOW2)).end
+            try:
+                end = self._qemu_img.check(Image(path, QCOW2)).end
+            except CommandError as error:
+                if '" lock' not in str(error.facts["stderr"]):
+                    raise
+                log.info("Volume %s is open in a guest: it keeps its size", target.volume)
+                return
         if end is None:
             return
         wanted = round_up(end, MIB) + (CHUNK if leaf else 0)

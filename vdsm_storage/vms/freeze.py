@@ -21,6 +21,7 @@ from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.errors import (
     AgentError,
     FreezeGuestFSFailed,
+    LibvirtLost,
     LibvirtTimeout,
     LibvirtUnavailable,
     NonResponsiveGuestAgent,
@@ -82,7 +83,8 @@ class Freezing:
         Raises NoSuchVM (1), VMIsDown (6), NonResponsiveGuestAgent (19), 75, 76, 59.
         """
         with self._turn(vm):
-            self._registry.state(vm)
+            if not self._registry.is_known(vm):
+                self._registry.state(vm)
             before = self._records.get(vm)
             if before is None or before.state != frozen.FROZEN:
                 self._records.put(Record(vm, by, self._clock.monotonic()))
@@ -101,25 +103,27 @@ class Freezing:
         """A freeze failed: does anything have to be thawed?"""
         if before is not None and before.state == frozen.FROZEN:
             return  # it was frozen before, and its caller will thaw it
-        if isinstance(error, VmError) and (
-            error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED) or UNSENT in error.text
-        ):  # its agent was not even asked
-            self._records.drop(vm)
+        if _is_certain(error):
+            if before is None or (isinstance(error, VmError) and error.why is Why.NO_VM):
+                self._records.drop(vm)
+            else:  # what had to be thawed before still has to be
+                self._records.put(before)
             return
         log.warning("VM %s may be frozen now or later, and will be thawed: %s", vm, error)
         self._records.set_state(vm, frozen.THAWING)
 
-    def thaw(self, vm: str) -> int:
-        """Returns how many file systems were thawed.  One that fails is tried again by the guard.
+    def thaw(self, vm: str) -> bool:
+        """False for a guest that had been frozen, and thawed by itself before now.
 
-        Raises 1, 6, 19, 75, 77, 59.
+        One that fails is tried again by the guard.  Raises 1, 6, 19, 75, 77, 59.
         """
         with self._turn(vm):
             record = self._records.get(vm)
             if record is not None:
                 self._records.set_state(vm, frozen.THAWING)
-            self._registry.state(vm)
-            try:
+            if not self._registry.enabled:
+                raise NoSuchVM(vm=vm)
+            try:  # at once: the guest stands still, and its state is looked at when this fails
                 count = self._vms.thaw(vm, self._limits.answer)
             except VmError as error:
                 raise self._translate(vm, "thaw", error) from error
@@ -128,16 +132,23 @@ class Freezing:
         if record is not None and record.state == frozen.FROZEN and record.count and not count:
             # Windows does that after ten seconds.
             self._thawed_early(vm, record, "the guest thawed by itself")
-        return count
+            return False
+        return True
 
     def is_frozen(self, vm: str) -> bool:
         record = self._records.get(vm)
         return record is not None and record.state == frozen.FROZEN
 
     def was_thawed_early(self, vm: str) -> bool:
-        """Whether the guard thawed a guest that its caller has not thawed yet."""
+        """Whether the guard thawed a guest that its caller may still take for frozen.
+
+        For as long again as a guest may be frozen: engines leave some frozen for ever, and in a
+        live migration of disks call guests frozen that nobody froze.
+        """
         record = self._records.get(vm)
-        return record is not None and record.state == frozen.THAWED
+        if record is None or record.state != frozen.THAWED:
+            return False
+        return self._clock.monotonic() - record.since < 2 * self._limits.stay
 
     def age(self, vm: str) -> float | None:
         """Seconds since a guest was told to freeze, while it is, or may be, frozen."""
@@ -218,6 +229,14 @@ class Freezing:
     def forget(self, vm: str) -> None:
         """It has ended."""
         self._records.drop(vm)
+
+
+def _is_certain(error: Exception) -> bool:
+    """Whether the guest's agent was not even asked, or obeys no such command."""
+    if isinstance(error, VmError):
+        unasked = error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED)
+        return unasked or UNSENT in error.text
+    return isinstance(error, LibvirtUnavailable) and not isinstance(error, LibvirtLost)
 
 
 class Guard:

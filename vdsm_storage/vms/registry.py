@@ -72,6 +72,11 @@ class Registry:
         with self._lock:
             return len(self._active), sum(self._active.values())
 
+    def is_known(self, vm: str) -> bool:
+        """Whether it runs, as far as is known, at once."""
+        with self._lock:
+            return vm in self._active
+
     def running(self) -> list[VmState]:
         """Raises LibvirtUnavailable, LibvirtTimeout (59)."""
         if not self.enabled:

@@ -97,14 +97,16 @@ class Snapshots:
             thaw = self._freeze(op, asked)
             try:
                 op.step("frozen")
+                known = True
                 if memory is None:
-                    self._switch(asked, xml, until)
+                    known = self._switch(asked, xml, until)
                 else:
                     self._save(op, asked, xml, end)
                 op.step("switched", abortable=False)
             finally:
                 thaw()
-            self._settle(asked, end)
+            if not known:
+                self._settle(asked, end)
             self._release_memory(asked.memory)
             op.step("thawed", abortable=False)
             op.progress(0.9)
@@ -178,14 +180,15 @@ class Snapshots:
                 op.describe(f"Snapshot of VM {asked.vm}; the guest was thawed before it was made")
             # The guard goes on where this fails.
             with contextlib.suppress(AgentError):
-                freezing.thaw(asked.vm)
+                if not freezing.thaw(asked.vm):
+                    op.describe(f"Snapshot of VM {asked.vm}; the guest had thawed by itself")
 
         return thaw if freezing.age(asked.vm) is not None else _nothing
 
-    def _switch(self, asked: SnapshotRequest, xml: str, until: Deadline) -> None:
-        """What libvirt refuses is an error; what it does not answer in time is looked at later."""
+    def _switch(self, asked: SnapshotRequest, xml: str, until: Deadline) -> bool:
+        """False when libvirt did not say in time what became of it: that is looked at later."""
         if not asked.drives:
-            return
+            return True
         if until.passed():
             raise _failed(asked, "its time was over before the disks could be switched")
         seconds = max(1.0, min(self._settings.snapshot_timeout, until.left()))
@@ -196,8 +199,10 @@ class Snapshots:
             raise _failed(asked, error.text) from error
         except (LibvirtTimeout, LibvirtUnavailable) as error:
             log.warning("VM %s: not known yet whether its disks switched: %s", asked.vm, error)
+            return False
         finally:
             self._tools.registry.changed(asked.vm)
+        return True
 
     def _save(self, op: Operation, asked: SnapshotRequest, xml: str, end: Deadline) -> None:
         """With memory.  Stopped when asked to, and when its time is over: ActionStopped (443)."""
@@ -226,8 +231,6 @@ class Snapshots:
 
     def _settle(self, asked: SnapshotRequest, end: Deadline) -> None:
         """Wait until it is known what became of it.  Raises SnapshotFailed (48)."""
-        if not asked.drives:
-            return
         waiting = threading.Event()  # never set
         while True:
             try:
