@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,10 +17,22 @@ from typing import Any
 import pytest
 
 from functional.processes import AgentProcess
-from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
-from functional.vm_work import Log, ask, check_chain, drive, end, follow, leaves, path_of, snapshot
+from functional.vm_lab import Machine, VmLab, vm_lab
+from functional.vm_work import (
+    Log,
+    ask,
+    check_chain,
+    drive,
+    end,
+    follow,
+    leaves,
+    memory_volumes,
+    path_of,
+    read_log,
+    snapshot,
+)
 from functional.walk import STEPS
-from functional.world import MIB, RAW, new_id
+from functional.world import new_id
 from vdsm_storage.rpc.client import NoResponse
 
 ANSWER = 2.0  # seconds for the guest agent
@@ -68,33 +79,6 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
 
 
 # -- snapshots and what becomes of them ------------------------------------------------------
-
-
-def read_log(lab: VmLab, path: str, *, clean: bool = True) -> int:
-    """Mount what a volume holds, read-only; returns how many lines are there, none missing.
-
-    On a read-only device ext4 refuses what wants its journal replayed.
-    """
-    raw, place = Path(f"{lab.agent.dir}/copy.raw"), Path(f"{lab.agent.dir}/copy")
-    copy = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, str(raw)]
-    subprocess.run(copy, check=True, timeout=60)
-    place.mkdir(exist_ok=True)
-    how = ["--read-only"] if clean else []
-    attach = ["losetup", "--find", "--show", *how, str(raw)]
-    loop = subprocess.check_output(attach, text=True, timeout=60).strip()
-    try:
-        option = "ro" if clean else "rw"
-        subprocess.run(["mount", "-t", "ext4", "-o", option, loop, place], check=True, timeout=60)
-        try:
-            lines = (place / "log").read_text().splitlines()
-        finally:
-            subprocess.run(["umount", place], check=True, timeout=60)
-        subprocess.run(["e2fsck", "-fn", loop], check=True, timeout=60, capture_output=True)
-    finally:
-        subprocess.run(["losetup", "--detach", loop], check=True, timeout=60)
-        raw.unlink()
-    assert lines == [str(number) for number in range(1, len(lines) + 1)]
-    return len(lines)
 
 
 def test_snapshots_are_consistent(lab: VmLab, vm: Machine) -> None:
@@ -342,18 +326,6 @@ def test_metadata_of_the_vm_is_kept_right(lab: VmLab) -> None:
 
 
 # -- with memory -----------------------------------------------------------------------------
-
-
-def memory_volumes(lab: VmLab) -> tuple[str, VmDisk, VmDisk]:
-    """The string that engines send, the volume for the memory, that for the configuration."""
-    made = []
-    for kind, size in (("MEMD", 512 * MIB), ("MEMM", 64 * 1024)):
-        image = new_id()
-        volume = lab.world.create(image, volFormat=RAW, size=str(size), diskType=kind)
-        made.append(VmDisk(image, [volume]))
-    memory, conf = made
-    names = (lab.world.main, lab.world.pool, memory.image, memory.leaf, conf.image, conf.leaf)
-    return ",".join(names), memory, conf
 
 
 def test_memory_that_is_named_wrong(lab: VmLab, vm: Machine) -> None:
