@@ -57,7 +57,7 @@ def told(path: Path) -> int:
 def check(data: bytes, known: int) -> int:
     """What lies at `place` of the disk: each slot has the last number that went there, and none is
     older than `known`.  Returns the last one."""
-    numbers = []
+    numbers: list[int] = []
     for slot in range(SLOTS):
         sector = data[slot * SECTOR : (slot + 1) * SECTOR]
         (number,) = struct.unpack_from("<I", sector)
