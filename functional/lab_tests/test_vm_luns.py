@@ -138,6 +138,7 @@ def lab(loops: Loops, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VmLa
         libvirtd.start()
         settings = {
             "lvm__devices": "/dev/mapper/lun-*", "storage__lock_timeout": "20",
+            "storage__monitor_interval": "2",
             "libvirt__uri": libvirtd.uri, "libvirt__timeout": "60",
         }  # fmt: skip
         agent = AgentProcess(directory / "agent", False, settings)
