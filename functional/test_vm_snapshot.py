@@ -26,12 +26,13 @@ from functional.vm_work import (
     end,
     follow,
     leaves,
+    memory_volumes,
     path_of,
     read_log,
     snapshot,
 )
 from functional.walk import STEPS
-from functional.world import MIB, RAW, new_id
+from functional.world import new_id
 from vdsm_storage.rpc.client import NoResponse
 
 ANSWER = 2.0  # seconds for the guest agent
@@ -325,18 +326,6 @@ def test_metadata_of_the_vm_is_kept_right(lab: VmLab) -> None:
 
 
 # -- with memory -----------------------------------------------------------------------------
-
-
-def memory_volumes(lab: VmLab) -> tuple[str, VmDisk, VmDisk]:
-    """The string that engines send, the volume for the memory, that for the configuration."""
-    made = []
-    for kind, size in (("MEMD", 512 * MIB), ("MEMM", 64 * 1024)):
-        image = new_id()
-        volume = lab.world.create(image, volFormat=RAW, size=str(size), diskType=kind)
-        made.append(VmDisk(image, [volume]))
-    memory, conf = made
-    names = (lab.world.main, lab.world.pool, memory.image, memory.leaf, conf.image, conf.leaf)
-    return ",".join(names), memory, conf
 
 
 def test_memory_that_is_named_wrong(lab: VmLab, vm: Machine) -> None:
