@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from functional.processes import AgentProcess
-from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
+from functional.vm_lab import Machine, VmLab, vm_lab
 from functional.vm_work import (
     Log,
     ask,

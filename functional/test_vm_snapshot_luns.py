@@ -104,7 +104,7 @@ def test_snapshots_are_consistent(lab: VmLab, vm: Machine) -> None:
     assert [len(disk.volumes) for disk in vm.disks] == [3, 3]
     for before, volumes in known:
         first, second = (
-            read_log(lab, path_of(lab, disk, volume))
+            read_log(lab.agent.dir, path_of(lab, disk, volume))
             for disk, volume in zip(vm.disks, volumes, strict=True)
         )
         assert first >= before
@@ -168,7 +168,7 @@ def test_new_volume_hangs(lab: VmLab, vm: Machine) -> None:
     finally:
         log.stop()
     assert leaf in leaves(vm)
-    assert read_log(lab, path_of(lab, vm.disks[0], base), clean=False) >= before
+    assert read_log(lab.agent.dir, path_of(lab, vm.disks[0], base), clean=False) >= before
 
 
 def test_agent_is_killed(lab: VmLab, vm: Machine) -> None:

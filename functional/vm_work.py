@@ -105,33 +105,6 @@ def memory_volumes(lab: VmLab) -> tuple[str, VmDisk, VmDisk]:
     return ",".join(names), memory, conf
 
 
-def read_log(lab: VmLab, path: str, *, clean: bool = True) -> int:
-    """Mount what a volume holds, read-only; returns how many lines are there, none missing.
-
-    On a read-only device ext4 refuses what wants its journal replayed.
-    """
-    raw, place = Path(f"{lab.agent.dir}/copy.raw"), Path(f"{lab.agent.dir}/copy")
-    copy = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, str(raw)]
-    subprocess.run(copy, check=True, timeout=60)
-    place.mkdir(exist_ok=True)
-    how = ["--read-only"] if clean else []
-    attach = ["losetup", "--find", "--show", *how, str(raw)]
-    loop = subprocess.check_output(attach, text=True, timeout=60).strip()
-    try:
-        option = "ro" if clean else "rw"
-        subprocess.run(["mount", "-t", "ext4", "-o", option, loop, place], check=True, timeout=60)
-        try:
-            lines = (place / "log").read_text().splitlines()
-        finally:
-            subprocess.run(["umount", place], check=True, timeout=60)
-        subprocess.run(["e2fsck", "-fn", loop], check=True, timeout=60, capture_output=True)
-    finally:
-        subprocess.run(["losetup", "--detach", loop], check=True, timeout=60)
-        raw.unlink()
-    assert lines == [str(number) for number in range(1, len(lines) + 1)]
-    return len(lines)
-
-
 class Log:
     """The guest writes numbered lines to both disks; each is acknowledged when it is on disk."""
 
