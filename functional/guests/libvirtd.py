@@ -80,8 +80,15 @@ class Libvirtd:
 
     def _preparation(self) -> str:
         binds = {**FOLDERS, "passwd": "/etc/passwd", "group": "/etc/group"}
-        # Mounts of other tests would stay busy for as long as this world lasts.
-        lines = [f"umount --lazy {shlex.quote(point)} || :" for point in self._foreign()]
+        # Mounts of other tests, of other runs too, would stay busy for as long as this world lasts.
+        # What it has copies of is known only here.
+        base = Path(os.environ.get("TMPDIR", "/var/tmp"))
+        own = base / self.directory.relative_to(base).parts[0]
+        lines = [
+            "cut -d' ' -f5 /proc/self/mountinfo | tac | while read -r point; do"
+            f' case "$point" in {shlex.quote(str(own))}/*) ;;'
+            f' {shlex.quote(str(base.parent))}/*) umount --lazy "$point" || : ;; esac; done'
+        ]
         for name, target in binds.items():
             if name in FOLDERS:
                 lines.append(f"mkdir -p {target}")
@@ -89,16 +96,6 @@ class Libvirtd:
         lines.append(f"touch {shlex.quote(str(self.directory / 'made'))}")
         # Processes that lost their parent must not stay as zombies: libvirtd waits for their end.
         return "\n".join([*lines, "exec env --ignore-signal=CHLD sleep infinity"])
-
-    def _foreign(self) -> list[str]:
-        base = Path(os.environ.get("TMPDIR", "/var/tmp"))
-        own = base / self.directory.relative_to(base).parts[0]
-        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return [
-            point
-            for point in reversed(points)
-            if point.startswith(f"{base}/") and not point.startswith(f"{own}/")
-        ]
 
     def start_daemon(self) -> None:
         self._daemon = subprocess.Popen(
