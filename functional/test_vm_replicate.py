@@ -5,6 +5,7 @@ everything that may come in between."""
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from functional.replicate_lab import (
     start,
 )
 from functional.vm_disks import prepared, records
-from functional.vm_lab import MIB, VmLab, vm_lab
+from functional.vm_lab import MIB, Machine, VmLab, vm_lab
 from functional.vm_work import end
 from functional.walk import STEPS
 from functional.world import COW, RAW, new_id
@@ -46,8 +47,9 @@ STARTED, ENDED = "vm.replicate", "vm.replicate_end"
 def lab(
     workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
 ) -> Iterator[VmLab]:
-    limit = {"bandwidth__replicate": str(SPEED)}
-    with vm_lab(workdir, start_agent, make_server, **limit) as one:
+    limits = dict.fromkeys(("replicate", "merge", "copy"), str(SPEED))
+    settings = {f"bandwidth__{work}": limit for work, limit in limits.items()}
+    with vm_lab(workdir, start_agent, make_server, **settings) as one:
         yield one
 
 
@@ -363,3 +365,106 @@ def test_libvirtd_is_killed_when_it_is_asked(lab: VmLab, pair: Pair, point: str)
     elif not starting:
         assert codes == [0]
         pair.here, pair.there = pair.there, pair.here
+
+
+# -- how fast it goes ------------------------------------------------------------------------
+
+
+def limit_of(machine: Machine) -> int:
+    """MiB a second, as QEMU has it."""
+    found: int = machine.guest.domain.blockJobInfo("vda")["bandwidth"]
+    return found
+
+
+def test_limit_of_a_replication(lab: VmLab, slow: Pair) -> None:
+    slow.start()
+    which = {"vmID": slow.machine.id, "srcDisk": spec(lab, slow.here)}
+    assert limit_of(slow.machine) == SPEED
+    for limit in (1, 2):
+        lab.call("VM.setReplicationBandwidth", **which, bandwidth=limit)
+        assert limit_of(slow.machine) == limit
+        lab.world.restart()
+    assert limit_of(slow.machine) == 2
+    slow.check_both()
+    lab.call("VM.setReplicationBandwidth", **which, bandwidth=0)
+    assert limit_of(slow.machine) == 0
+    slow.pivot()
+    which["srcDisk"] = spec(lab, slow.here)
+    lab.fails(88, "VM.setReplicationBandwidth", **which, bandwidth=1)
+    lab.fails(13, "VM.setReplicationBandwidth", vmID=slow.machine.id, bandwidth=1,
+              srcDisk=spec(lab, slow.there))  # fmt: skip
+
+
+def test_limit_of_a_live_merge(lab: VmLab) -> None:
+    """What is usual, unless it is asked for with another one; and what was said last."""
+    here = layered(lab)
+    with guest(lab, here) as machine:
+        qemu_io(machine, f"write -P 9 {5 * MIB} {10 * MIB}")
+        base, top = here.volumes
+        asked = {"vmID": machine.id, "drive": spec(lab, here), "baseVolUUID": base,
+                 "topVolUUID": top}  # fmt: skip
+        for asked_for, expected in (("0", SPEED), ("1", 1)):
+            job = new_id()
+            lab.call("VM.merge", **asked, jobUUID=job, bandwidth=asked_for)
+            lab.wait(lambda: machine.guest.domain.blockJobInfo("vda"), "the job")
+            assert limit_of(machine) == expected
+            if asked_for == "1":
+                break
+            lab.call("Task.stop", taskID=job)
+            assert end(lab, job)["status"] == "aborted"
+        lab.call("Host.setJobBandwidth", job_id=job, bandwidth=2)
+        lab.wait(lambda: limit_of(machine) == 2, "the limit")
+        lab.wait(lambda: lab.stats(machine.id)["vmJobs"][job]["bandwidth"] == 2, "it to be told")
+        lab.agent.kill()
+        lab.agent.start()
+        lab.world.client.close()
+        lab.world.client = Client.dev(str(lab.agent.dir))
+        lab.wait_libvirt()
+        assert limit_of(machine) == 2
+        lab.call("Host.setJobBandwidth", job_id=job, bandwidth=0)
+        assert end(lab, job)["status"] == "done"
+        assert reads(machine, 9, 5 * MIB)
+        lab.fails(84, "Host.setJobBandwidth", job_id=job, bandwidth=1)
+        here.volumes.pop()
+
+
+def test_limit_of_a_copy(lab: VmLab) -> None:
+    """Without a guest: qemu-img keeps to it, and to another one that comes later."""
+    world, mib = lab.world, 24
+    here, there = (new_place(lab, domain) for domain in (world.main, world.second))
+    path = lab.call("Image.prepare", **world.ids(here.image, here.leaf))["path"]
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 5 0 {mib}M", path], check=True,
+                   timeout=60, capture_output=True)  # fmt: skip
+    lab.call("Image.teardown", **world.ids(here.image, here.leaf))
+
+    def copy() -> str:
+        job = new_id()
+        ends = [world.div(place.image, place.leaf, place.domain) for place in (here, there)]
+        lab.call("SDM.copy_data", job_id=job, source=ends[0], destination=ends[1])
+        return job
+
+    def state(job: str) -> str:
+        found: str = lab.call("Host.getJobs", job_ids=[job])[job]["status"]
+        return found
+
+    started = time.monotonic()
+    job = copy()
+    lab.wait(lambda: state(job) == "done", "the copy")
+    assert time.monotonic() - started > 0.8 * mib / SPEED
+
+    job = copy()
+    lab.call("Host.setJobBandwidth", job_id=job, bandwidth=1)
+    started = time.monotonic()
+    time.sleep(0.5 * mib / SPEED)
+    assert state(job) == "running"
+    lab.call("Host.setJobBandwidth", job_id=job, bandwidth=0)
+    lab.wait(lambda: state(job) == "done", "the copy")
+    assert time.monotonic() - started < 0.8 * mib
+    lab.fails(84, "Host.setJobBandwidth", job_id=job, bandwidth=1)
+    lab.fails(66, "Host.setJobBandwidth", job_id=new_id(), bandwidth=1)
+
+    job = copy()  # one that stands still ends when it is told to
+    lab.call("Host.setJobBandwidth", job_id=job, bandwidth=1)
+    time.sleep(0.3)
+    lab.call("Task.stop", taskID=job)
+    lab.wait(lambda: state(job) == "aborted", "the copy to end", 10)
