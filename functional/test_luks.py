@@ -8,6 +8,7 @@ import base64
 import contextlib
 import json
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from functional.engine.host import FCP, StorageServer
 from functional.guests.guest import Plan, definition
 from functional.guests.libvirtd import Libvirtd
-from functional.pool_lab import COW, MIB, RAW, Lab, Volume, local_server, make_lab
+from functional.pool_lab import COW, MIB, RAW, Lab, Volume, local_server, make_lab, wait_for
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
 
@@ -221,6 +222,38 @@ def test_a_live_snapshot(world: World, kind: str) -> None:
     with world.guest(base) as guest:
         guest.io("read -P 0 1M 1M")
     with world.prepared(top) as path, path.open("rb") as file:
+        assert PATTERN not in file.read(16 * MIB)
+
+
+def test_a_disk_moves(world: World) -> None:
+    """To a volume with the same key, and never into the clear."""
+    lab, here = world.lab, world.make("local")
+    there, clear = world.make("lun"), lab.create(world.domains["lun"], SIZE)
+    above = lab.snapshot(world.make("lun"), size=SIZE, secretID=SECRETS["disk"])
+
+    def ends(to: Volume) -> dict[str, dict[str, str]]:
+        names = {"srcDisk": here, "dstDisk": to}
+        return {
+            name: {"poolID": lab.pool, "domainID": one.domain, "imageID": one.image,
+                   "volumeID": one.volume}
+            for name, one in names.items()
+        }  # fmt: skip
+
+    with world.guest(here) as guest:
+        guest.io("write -P 0xa5 0 1M")
+        assert lab.code("VM.diskReplicateStart", vmID=guest.id, **ends(clear)) == 55
+        assert lab.code("VM.diskReplicateStart", vmID=guest.id, **ends(above)) == 55
+        lab.call("VM.diskReplicateStart", vmID=guest.id, **ends(there))
+        guest.io("write -P 0xa5 1M 1M")
+        while (code := lab.code("VM.diskReplicateFinish", vmID=guest.id, **ends(there))) == 40:
+            time.sleep(0.1)
+        assert code == 0
+        guest.io("read -P 0xa5 0 2M")
+    link = lab.agent.dir / "run" / "storage" / there.domain / there.image
+    wait_for(lambda: not link.exists(), "what the guest had to be let go")
+    with world.guest(there) as guest:
+        guest.io("read -P 0xa5 0 2M")
+    with world.prepared(there) as path, path.open("rb") as file:
         assert PATTERN not in file.read(16 * MIB)
 
 

@@ -17,7 +17,13 @@ from vdsm_storage.base.pace import MIB, Pace, Throttle, bytes_moved
 from vdsm_storage.base.run import Command, run
 from vdsm_storage.errors import ActionStopped
 
-WRITER = "import sys\nfor _ in range({mib}): open('/dev/null', 'wb').write(bytes(1 << 20))"
+# About a hundred MiB a second.
+WRITER = """
+import time
+for _ in range({mib}):
+    open("/dev/null", "wb").write(bytes(1 << 20))
+    time.sleep(0.01)
+"""
 
 
 class Process:

@@ -155,9 +155,7 @@ class Replicating:
             op.record(begun=True)
             self._record(asked, asked.target)
             op.step("recorded")
-            usable = self._keeping.prepare(
-                asked.vm, asked.target, encrypted=bool(drive.secret)
-            )
+            usable = self._keeping.prepare(asked.vm, asked.target, encrypted=bool(drive.secret))
             op.step("prepared")
             if asked.extend:
                 source = self._tools.find_store(asked.source.domain)
