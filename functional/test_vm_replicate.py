@@ -162,6 +162,30 @@ def test_layers(lab: VmLab, formats: tuple[int, ...]) -> None:
         assert len(chain) == len(formats)
 
 
+def test_vm_stays_while_the_other_side_is_not_whole(lab: VmLab) -> None:
+    """A layer below is still being copied, or that failed; or somebody has deleted all of it."""
+    world, here = lab.world, layered(lab)
+    there = new_place(lab, world.second, (COW, COW), SMALL)
+    ends = {"srcDisk": spec(lab, here), "dstDisk": spec(lab, there)}
+    base = world.ids(there.image, there.volumes[0], there.domain)
+    with guest(lab, here) as machine:
+        start(lab, machine, here, there)
+        lab.wait(lambda: is_ready(machine), "the copy")
+        lab.call("Volume.setLegality", **base, legality="ILLEGAL")
+        message = lab.fails(55, "VM.diskReplicateFinish", vmID=machine.id, **ends)
+        assert there.volumes[0] in message
+        assert is_ready(machine)
+        lab.call("Volume.setLegality", **base, legality="LEGAL")
+        where = {"storagepoolID": world.pool, "storagedomainID": there.domain}
+        deleting = {**where, "imageID": there.image, "postZero": "false", "force": "false"}
+        assert world.task("Image.delete", **deleting) == ""
+        lab.fails(1630, "VM.diskReplicateFinish", vmID=machine.id, **ends)
+        assert is_ready(machine)
+        finish(lab, machine, here, here)
+        check_on(lab, machine, here, there)
+        assert reads(machine, 0x51, MIB)
+
+
 def test_vm_ends_meanwhile(lab: VmLab) -> None:
     with pair_of(lab, BULK) as pair:
         pair.start()

@@ -16,11 +16,13 @@ import pytest
 from functional.engine.host import FCP, StorageServer
 from functional.processes import AgentProcess
 from functional.replicate_lab import (
+    NOT_YET,
     Pair,
     Place,
     check_on,
     finish,
     guest,
+    is_ready,
     mirror,
     new_place,
     spec,
@@ -32,7 +34,7 @@ from functional.vm_lab import MIB, Machine, VmLab, vm_lab
 from functional.vm_work import Log, end, snapshot
 from functional.world import COW, RAW, new_id
 from vdsm_storage.base.uuids import is_uuid
-from vdsm_storage.rpc.client import NoResponse
+from vdsm_storage.rpc.client import Client, NoResponse, RemoteError
 
 GIB = 1024 * MIB
 
@@ -220,29 +222,67 @@ def test_copy_fails(lab: VmLab, how: str) -> None:
         better.move()
 
 
-def test_copy_hangs_and_is_given_up(lab: VmLab) -> None:
-    """It is given up when its storage lets it go; everything else goes on meanwhile."""
+@pytest.mark.parametrize("then", ["given up", "goes on", "agent dies"])
+def test_copy_hangs(lab: VmLab, then: str) -> None:
+    """It ends when its storage lets it go; everything else goes on meanwhile."""
     here, there = new_place(lab, lab.world.main), new_place(lab, lab.world.second)
     standin, target = standin_of(lab), f"{there.domain}/{there.leaf}"
     with guest(lab, here) as machine:
         pair = Pair(lab, machine, here, there)
         pair.start()
+        lab.wait(lambda: is_ready(machine), "the copy")
         standin.hang(target, "write")
         try:
             pair.write(1)
             lab.wait(lambda: standin.held() > 0, "the copy to hang")
-            giving_up = threading.Thread(target=finish, args=(lab, machine, here, here))
-            giving_up.start()
+            end_ = Ending(lab, machine, here, there if then == "goes on" else here)
             time.sleep(2)
             started = time.monotonic()
-            with lab.world.client.__class__.dev(str(lab.agent.dir)) as other:
+            with Client.dev(str(lab.agent.dir)) as other:
                 assert other.call("VM.getStats", {"vmID": machine.id})
             assert time.monotonic() - started < 15
-            assert giving_up.is_alive()
+            assert end_.is_alive()
+            if then == "agent dies":
+                lab.agent.kill()
+                end_.join(60)
+                lab.agent.start()
+                lab.world.client.close()
+                lab.world.client = Client.dev(str(lab.agent.dir))
+                time.sleep(5)  # and looks at it
+                assert mirror(machine) is not None
         finally:
             standin.resume(target)
-        giving_up.join(60)
+        end_.join(60)
+        assert not end_.is_alive()
+        lab.world.settle()
+        if then == "goes on":
+            pair.here, pair.there = there, here
         pair.check_one()
+
+
+class Ending(threading.Thread):
+    """Somebody who ends a replication, and asks again."""
+
+    def __init__(self, lab: VmLab, machine: Machine, here: Place, there: Place) -> None:
+        super().__init__()
+        self._lab = lab
+        self._ends = {"srcDisk": spec(lab, here), "dstDisk": spec(lab, there)}
+        self._vm = machine.id
+        self.start()
+
+    def run(self) -> None:
+        with Client.dev(str(self._lab.agent.dir), timeout=120.0) as client:
+            while True:
+                try:
+                    client.call("VM.diskReplicateFinish", {"vmID": self._vm, **self._ends})
+                except NoResponse:
+                    return
+                except RemoteError as error:
+                    if error.code != NOT_YET:
+                        raise
+                    time.sleep(0.2)
+                else:
+                    return
 
 
 @pytest.mark.parametrize("step", ["recorded", "prepared", "started"])

@@ -155,3 +155,25 @@ def test_how_far_a_mirror_is() -> None:
 def test_volumes_from_the_top_down() -> None:
     found = {drive.name: drive.volumes for drive in drives.drives(drives.parse(XML))}
     assert found["vda"] == [VOL, BASE]
+
+
+def test_what_a_disk_is_copied_to() -> None:
+    """A copy, not the base that a commit goes to; with what is encrypted above and below."""
+    path = f"/run/vdsm/storage/{SD}/{VOL}/{IMG}"
+    mirror = (
+        f"<mirror type='file' file='{path}' job='copy' ready='yes'><format type='qcow2'/>"
+        f"<source file='{path}'><encryption format='luks'/></source></mirror>"
+    )
+    with_mirror = XML.replace("<target dev='vda'", f"{mirror}<target dev='vda'")
+    vda = drives.drives(drives.parse(with_mirror))[0]
+    assert vda.is_replicated
+    assert vda.mirror == "yes"
+    assert vda.replica == VolumePath(SD, VOL, IMG)
+    assert vda.volume == VolumePath(SD, IMG, VOL)
+    assert not vda.encrypted  # the disk itself
+    commit = with_mirror.replace("job='copy'", "job='active-commit'")
+    assert not drives.drives(drives.parse(commit))[0].is_replicated
+    below = XML.replace(f"{BASE}'/>", f"{BASE}'><encryption format='luks'/></source>", 1)
+    vda = drives.drives(drives.parse(below))[0]
+    assert vda.encrypted
+    assert vda.secret == ""

@@ -145,3 +145,25 @@ def test_damaged_holdings(tmp_path: Path) -> None:
     (tmp_path / f"{VM}.json").write_text("{")
     (tmp_path / "x.json").write_text("[]")
     assert Holdings(str(tmp_path)).vms() == []
+
+
+def test_what_a_disk_is_copied_to_stands_beside_its_record() -> None:
+    there = VolumePath(VM, IMAGE, VOLUME)
+    xml = engine(ONE)
+    assert records.replicas(xml) == {}
+    copied = again(records.with_replica(xml, "vda", there))
+    assert records.replicas(copied) == {"vda": there}
+    assert records.records(copied) == records.records(xml)
+    assert records.with_replica(copied, "vda", there) is None
+    changed = again(records.with_record(copied, "vda", {**NAMES, "domainID": VM}))
+    assert records.replicas(changed) == {"vda": there}
+    assert records.records(changed)["vda"]["domainID"] == VM
+    assert records.replicas(again(records.with_replica(copied, "vda", None))) == {}
+    assert records.with_replica(xml, "vda", None) is None
+
+
+def test_a_disk_without_a_record_has_none_after_it_was_copied() -> None:
+    copied = again(records.with_replica(engine(""), "vdb", HERE))
+    assert records.replicas(copied) == {"vdb": HERE}
+    assert records.volume_in(records.records(copied)["vdb"]) is None
+    assert records.records(again(records.with_replica(copied, "vdb", None))) == {}

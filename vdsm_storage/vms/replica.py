@@ -136,6 +136,16 @@ class Target:
             raise DestinationVolumeTooSmall(volume=volume, size=size, needed=needed)
         self._check_keys(asked, drive)
 
+    def check_whole(self, asked: Replica) -> None:
+        """Before the guest goes on there: a layer whose copy failed, or is not done, is ILLEGAL.
+
+        Raises ReplicaError (55).
+        """
+        for member in self.members:
+            if not member.metadata.is_legal:
+                state = f"volume {member.volume} below it is {member.metadata.legality}"
+                raise asked.failed(f"{state}: not all of it is copied; the VM stays where it is")
+
     def _check_keys(self, asked: Replica, drive: Drive) -> None:
         """Nothing that was encrypted is written in the clear; QEMU is given one key, the disk's."""
         names = [member.volume for member in self.members]

@@ -97,7 +97,7 @@ class Replicating:
         """The VM goes on with `target`, which is what it is copied to, or where it is.
 
         Raises 1, 6, 59, 13, ReplicaError (55): it failed, ReplicationNotInProgress (88),
-        ResourceUnavailable (40): ask again.
+        ResourceUnavailable (40): ask again, CannotPrepareImage (1630): the target is gone.
         """
         here, there = volume_in(source), volume_in(target)
         definition = self._keeping.running(vm)
@@ -234,6 +234,7 @@ class Replicating:
                 raise ImageFileNotFound(vm=asked.vm, disk=asked.name)
             if asked.pivot and drive.is_replicated:
                 _check_ready(asked, drive)
+                Target.find(asked, self._tools.find_store).check_whole(asked)
             op.record(begun=True)
             op.step("begun")
             if drive.volume == asked.source:
