@@ -248,6 +248,17 @@ def test_others_wait(lab: VmLab) -> None:
         lab.call("VM.snapshot", vmID=machine.id, snapDrives=[drive], jobUUID=job)
         error = end(lab, job)["error"]
         assert error["code"] == 48
+        # Of no disk at all, but with what all of them are made of.
+        names = [world.main, world.pool]
+        for kind, size in (("MEMD", 64 * MIB), ("MEMM", 64 * 1024)):
+            names.append(new_id())
+            new = {"volFormat": RAW, "size": str(size), "diskType": kind}
+            names.append(world.create(names[-1], **new))
+        kept = {"snapDrives": [], "snapMemory": ",".join(names), "jobUUID": (job := new_id())}
+        lab.call("VM.snapshot", vmID=machine.id, **kept)
+        assert end(lab, job)["error"]["code"] == 48
+        for number in (2, 4):
+            lab.call("Image.teardown", **world.ids(names[number], names[number + 1]))
         named = {"vmId": machine.id, "drive": {"name": "vda"}}
         base, top = here.volumes
         for message in (

@@ -210,16 +210,18 @@ def test_copy_fails(lab: VmLab, how: str) -> None:
             standin.fail(target, "write")
             pair.write(400, 8)
         lab.wait(lambda: mirror(machine) is None, "the copy to fail")
-        lab.wait(lambda: there.leaf not in active(lab), "the copy to be let go")
         standin.resume(target)
-        ends = {"srcDisk": spec(lab, here), "dstDisk": spec(lab, there)}
-        message = lab.fails(55, "VM.diskReplicateFinish", vmID=machine.id, **ends)
-        assert "space" in message
-        pair.check_one()
-        ends["dstDisk"] = ends["srcDisk"]
-        lab.fails(88, "VM.diskReplicateFinish", vmID=machine.id, **ends)
         better = Pair(lab, machine, here, new_place(lab, lab.world.second, (COW,), GIB))
-        better.move()
+        if how == "full":
+            lab.wait(lambda: there.leaf not in active(lab), "the copy to be let go")
+            ends = {"srcDisk": spec(lab, here), "dstDisk": spec(lab, there)}
+            message = lab.fails(55, "VM.diskReplicateFinish", vmID=machine.id, **ends)
+            assert "space" in message
+            pair.check_one()
+            ends["dstDisk"] = ends["srcDisk"]
+            lab.fails(88, "VM.diskReplicateFinish", vmID=machine.id, **ends)
+        better.move()  # also when nobody ended the first one
+        assert there.leaf not in active(lab)
 
 
 @pytest.mark.parametrize("then", ["given up", "goes on", "agent dies"])
@@ -248,7 +250,7 @@ def test_copy_hangs(lab: VmLab, then: str) -> None:
                 lab.agent.start()
                 lab.world.client.close()
                 lab.world.client = Client.dev(str(lab.agent.dir))
-                time.sleep(5)  # and looks at it
+                time.sleep(3)  # and looks at it
                 assert mirror(machine) is not None
         finally:
             standin.resume(target)
@@ -285,7 +287,7 @@ class Ending(threading.Thread):
                     return
 
 
-@pytest.mark.parametrize("step", ["recorded", "prepared", "started"])
+@pytest.mark.parametrize("step", ["prepared", "started"])
 def test_agent_is_killed_while_it_starts(lab: VmLab, step: str) -> None:
     here, there = new_place(lab, lab.world.main), new_place(lab, lab.world.second)
     with guest(lab, here) as machine:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdsm_storage.base.cancel import Cancel
+from vdsm_storage.base.pace import Pace
 from vdsm_storage.errors import ActionStopped, CommandError, CommandTimeout
 from vdsm_storage.host import qemu_img_output as out
 from vdsm_storage.host.qemu_img import (
@@ -257,3 +259,22 @@ def test_direct_io_where_it_works(tmp_path):
     url = "nbd:unix:/run/x.sock"
     argv = convert_argv(Conversion(Image(url, "raw"), Image(str(target), "raw")))
     assert argv[-2:] == [url, str(target)]
+
+
+@pytest.mark.parametrize("verb", ["convert", "commit"])
+def test_it_keeps_to_a_pace(tmp_path, verb):
+    mib, limit = 12, 12
+    base, top = tmp_path / "base", tmp_path / "top"
+    qemu = QemuImg()
+    qemu.create(NewImage(str(base), "qcow2", 16 * MIB))
+    qemu.create(NewImage(str(top), "qcow2", 16 * MIB, backing="base", backing_format="qcow2"))
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 5 0 {mib}M", top], check=True,
+                   timeout=60, capture_output=True)  # fmt: skip
+    started = time.monotonic()
+    watch = Watch(pace=Pace(limit))
+    if verb == "commit":
+        qemu.commit(Image(str(top), "qcow2"), str(base), watch)
+    else:
+        target = Image(str(tmp_path / "copy"), "qcow2")
+        qemu.convert(Conversion(Image(str(top), "qcow2"), target), watch)
+    assert time.monotonic() - started > 0.7 * mib / limit

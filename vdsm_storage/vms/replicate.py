@@ -148,11 +148,15 @@ class Replicating:
     def _start(self, op: Operation) -> None:
         asked = Replica.from_params(op.params)
         with self._keeping.turn(asked.vm, asked.target):
-            drive = named(self._keeping.running(asked.vm).drives, asked.name)
+            definition = self._keeping.running(asked.vm)
+            drive = named(definition.drives, asked.name)
             if drive is None or drive.volume != asked.source:
                 raise ImageFileNotFound(vm=asked.vm, disk=asked.source.volume)
             target = self._check(asked, drive)
             op.record(begun=True)
+            dead = self._keeping.dead_replicas(asked.vm, definition).get(asked.name)
+            if dead not in (None, asked.target):  # its record is about to go
+                self._keeping.release(asked.vm, dead)
             self._record(asked, asked.target)
             op.step("recorded")
             usable = self._keeping.prepare(asked.vm, asked.target, key=bool(drive.secret))
