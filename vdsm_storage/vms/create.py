@@ -54,6 +54,7 @@ AT_ONCE: Final = 8  # starts
 STOP: Final = 60.0  # seconds for a start to come to an end that was asked for
 ENDED: Final = 10.0  # seconds for libvirt to end a VM
 LOOK: Final = 0.1  # seconds between two looks
+LATE: Final = 1000  # starts that failed are remembered, should libvirt do one of them yet
 
 log = logging.getLogger("vms.create")
 
@@ -81,7 +82,7 @@ class Creation:
         self._never = threading.Event()
         self._orders: dict[str, Order] = {}
         self._going: dict[str, Operation] = {}
-        # Starts that were let go although libvirt may have them yet: the launch by VM.
+        # Starts that were let go, should libvirt do one yet: the launch by VM.
         self._late: dict[str, str] = {}
 
     def kinds(self) -> tuple[Kind, ...]:
@@ -229,7 +230,6 @@ class Creation:
             raise CannotCreateVM(vm=vm, reason=error.text) from error
         except (LibvirtTimeout, LibvirtUnavailable) as error:
             log.warning("VM %s: not known yet whether it starts: %s", vm, error)
-            self._late[vm] = launch
             try:
                 ours = self._is_ours(self._keeping.settled(vm), launch)
             except (NoSuchVM, VMIsDown):
@@ -238,7 +238,6 @@ class Creation:
                 raise CannotCreateVM(vm=vm, reason=str(error)) from error
         finally:
             self._tools.registry.changed(vm)
-        self._late.pop(vm, None)
 
     def _go(self, vm: str, *, paused: bool) -> None:
         """Raises CannotCreateVM (9), 59."""
@@ -264,6 +263,7 @@ class Creation:
             with self._keeping.turn(vm, *volumes):
                 runs = self._goes_on(vm, op)
                 if not runs:
+                    self._expect(vm, op.id)
                     held = self._tools.holdings.of(vm)
                     for volume in volumes:
                         if volume in held:
@@ -271,7 +271,6 @@ class Creation:
                     if not self._runs(vm):  # not another one of that UUID
                         self._tools.secrets.release(vm)
         if runs:
-            self._late.pop(vm, None)
             self._launches.up(vm)
         elif vm not in self._orders and self._launches.waiting(vm):  # from before a restart
             text = "The agent was restarted while the VM was being started"
@@ -295,6 +294,12 @@ class Creation:
             self._end(vm)
             return False
         return True
+
+    def _expect(self, vm: str, launch: str) -> None:
+        """libvirt may have been told to start it, and not have come to that yet."""
+        self._late[vm] = launch
+        while len(self._late) > LATE:
+            self._late.pop(next(iter(self._late)), None)
 
     def _runs(self, vm: str) -> bool:
         try:
