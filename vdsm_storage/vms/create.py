@@ -54,7 +54,6 @@ AT_ONCE: Final = 8  # starts
 STOP: Final = 60.0  # seconds for a start to come to an end that was asked for
 ENDED: Final = 10.0  # seconds for libvirt to end a VM
 LOOK: Final = 0.1  # seconds between two looks
-LATE: Final = 1000  # starts that failed are remembered, should libvirt do one of them yet
 
 log = logging.getLogger("vms.create")
 
@@ -82,8 +81,6 @@ class Creation:
         self._never = threading.Event()
         self._orders: dict[str, Order] = {}
         self._going: dict[str, Operation] = {}
-        # Starts that were let go, should libvirt do one yet: the launch by VM.
-        self._late: dict[str, str] = {}
 
     def kinds(self) -> tuple[Kind, ...]:
         steps = ("begun", "secrets", "prepared", "started", "resumed")
@@ -263,7 +260,8 @@ class Creation:
             with self._keeping.turn(vm, *volumes):
                 runs = self._goes_on(vm, op)
                 if not runs:
-                    self._expect(vm, op.id)
+                    # Should libvirt have been told to start it, and not have come to that yet.
+                    self._launches.give_up(vm, op.id)
                     held = self._tools.holdings.of(vm)
                     for volume in volumes:
                         if volume in held:
@@ -295,12 +293,6 @@ class Creation:
             return False
         return True
 
-    def _expect(self, vm: str, launch: str) -> None:
-        """libvirt may have been told to start it, and not have come to that yet."""
-        self._late[vm] = launch
-        while len(self._late) > LATE:
-            self._late.pop(next(iter(self._late)), None)
-
     def _runs(self, vm: str) -> bool:
         try:
             self._tools.registry.state(vm)
@@ -318,13 +310,13 @@ class Creation:
     # -- what libvirt tells ------------------------------------------------------------------
 
     def event(self, event: VmEvent) -> None:
-        if event.change is Change.STARTED and event.vm in self._late:
+        if event.change is Change.STARTED and event.vm in self._launches.given_up():
             self._look_late(event.vm)
 
     def connected(self) -> None:
         """What happened meanwhile is not known."""
         running = {state.id for state in self._tools.registry.running()}
-        for vm in running & self._late.keys():
+        for vm in running & self._launches.given_up().keys():
             self._look_late(vm)
         for vm in self._launches.of_status(UP):
             if vm not in running:
@@ -337,10 +329,9 @@ class Creation:
     def _end_late(self, vm: str) -> None:
         """libvirt started it after all; its images are let go, and it has not run."""
         with self._keeping.turn(vm):
-            launch = self._late.pop(vm, None)
-            if launch is None:
-                return
+            launch = self._launches.given_up().get(vm)
             with contextlib.suppress(NoSuchVM, VMIsDown):
-                if self._is_ours(self._keeping.running(vm), launch):
+                if launch is not None and self._is_ours(self._keeping.running(vm), launch):
                     log.warning("VM %s was started too late, and is ended", vm)
                     self._end(vm)
+                    self._launches.forgive(vm)
