@@ -141,7 +141,12 @@ def test_vm_with_leases(lab: VmLab) -> None:
     """Where they are is the storage's to say; a disk may want the lease of its volume."""
     world = lab.world
     disk = volume(lab, COW)
-    disk.volumes.append(lab.new_leaf(disk))
+    disk.volumes.append(
+        world.create(
+            disk.image, volFormat=COW, preallocate=SPARSE, size=str(CHUNK),
+            srcImgUUID=disk.image, srcVolUUID=disk.leaf, sequence=2,
+        )
+    )  # fmt: skip
     lease = {"sd_id": world.main, "lease_id": new_id()}
     assert world.task("Lease.create", lease=lease, metadata=None) == ""
     own = lab.call("Lease.info", lease=lease)

@@ -81,8 +81,6 @@ class Creation:
         self._never = threading.Event()
         self._orders: dict[str, Order] = {}
         self._going: dict[str, Operation] = {}
-        # Starts that were let go although libvirt may have them yet: the launch by VM.
-        self._late: dict[str, str] = {}
 
     def kinds(self) -> tuple[Kind, ...]:
         steps = ("begun", "secrets", "prepared", "started", "resumed")
@@ -229,7 +227,6 @@ class Creation:
             raise CannotCreateVM(vm=vm, reason=error.text) from error
         except (LibvirtTimeout, LibvirtUnavailable) as error:
             log.warning("VM %s: not known yet whether it starts: %s", vm, error)
-            self._late[vm] = launch
             try:
                 ours = self._is_ours(self._keeping.settled(vm), launch)
             except (NoSuchVM, VMIsDown):
@@ -238,7 +235,6 @@ class Creation:
                 raise CannotCreateVM(vm=vm, reason=str(error)) from error
         finally:
             self._tools.registry.changed(vm)
-        self._late.pop(vm, None)
 
     def _go(self, vm: str, *, paused: bool) -> None:
         """Raises CannotCreateVM (9), 59."""
@@ -264,6 +260,8 @@ class Creation:
             with self._keeping.turn(vm, *volumes):
                 runs = self._goes_on(vm, op)
                 if not runs:
+                    # Should libvirt have been told to start it, and not have come to that yet.
+                    self._launches.give_up(vm, op.id)
                     held = self._tools.holdings.of(vm)
                     for volume in volumes:
                         if volume in held:
@@ -271,7 +269,6 @@ class Creation:
                     if not self._runs(vm):  # not another one of that UUID
                         self._tools.secrets.release(vm)
         if runs:
-            self._late.pop(vm, None)
             self._launches.up(vm)
         elif vm not in self._orders and self._launches.waiting(vm):  # from before a restart
             text = "The agent was restarted while the VM was being started"
@@ -313,13 +310,13 @@ class Creation:
     # -- what libvirt tells ------------------------------------------------------------------
 
     def event(self, event: VmEvent) -> None:
-        if event.change is Change.STARTED and event.vm in self._late:
+        if event.change is Change.STARTED and event.vm in self._launches.given_up():
             self._look_late(event.vm)
 
     def connected(self) -> None:
         """What happened meanwhile is not known."""
         running = {state.id for state in self._tools.registry.running()}
-        for vm in running & self._late.keys():
+        for vm in running & self._launches.given_up().keys():
             self._look_late(vm)
         for vm in self._launches.of_status(UP):
             if vm not in running:
@@ -332,10 +329,9 @@ class Creation:
     def _end_late(self, vm: str) -> None:
         """libvirt started it after all; its images are let go, and it has not run."""
         with self._keeping.turn(vm):
-            launch = self._late.pop(vm, None)
-            if launch is None:
-                return
+            launch = self._launches.given_up().get(vm)
             with contextlib.suppress(NoSuchVM, VMIsDown):
-                if self._is_ours(self._keeping.running(vm), launch):
+                if launch is not None and self._is_ours(self._keeping.running(vm), launch):
                     log.warning("VM %s was started too late, and is ended", vm)
                     self._end(vm)
+                    self._launches.forgive(vm)

@@ -26,6 +26,9 @@ WAITING: Final = "WaitForLaunch"
 UP: Final = "Up"
 ENDING: Final = "Powering down"
 
+LATE: Final = 1000  # starts that were given up are remembered
+LATE_NAME: Final = "given-up.json"
+
 log = logging.getLogger("vms.launches")
 
 
@@ -87,6 +90,7 @@ class Launches:
         self._lock = threading.Lock()
         os.makedirs(directory, mode=0o755, exist_ok=True)
         self._launches = self._load()
+        self._late = self._load_late()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -153,6 +157,39 @@ class Launches:
         if known:
             files.unlink_if_there(self._path(vm))
         return known
+
+    # -- starts that were given up -----------------------------------------------------------
+
+    def give_up(self, vm: str, launch: str) -> None:
+        """This start of it was let go; libvirt may have been told, and not have come to it yet."""
+        with self._lock:
+            late = {**self._late, vm: launch}
+            self._late = dict(list(late.items())[-LATE:])
+            self._keep_late()
+
+    def given_up(self) -> Mapping[str, str]:
+        """The last such start of each VM."""
+        return self._late
+
+    def forgive(self, vm: str) -> None:
+        """It came, and was undone."""
+        with self._lock:
+            self._late = {other: launch for other, launch in self._late.items() if other != vm}
+            self._keep_late()
+
+    def _keep_late(self) -> None:
+        path = os.path.join(self._directory, LATE_NAME)
+        files.write_volatile(path, json.dumps(self._late).encode(), 0o600)
+
+    def _load_late(self) -> dict[str, str]:
+        try:
+            found = json.loads(files.read_small(os.path.join(self._directory, LATE_NAME)))
+            return {str(vm): str(launch) for vm, launch in found.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            log.error("%s cannot be read: %s", LATE_NAME, error)
+            return {}
 
     # -- the files ---------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Sweeper:
         running = [state.id for state in self._registry.running()]
         for vm in {*running, *self._keeping.kept()}:
             self._later(vm, SOON)
-        self._secrets.clean()
+        self._lanes.submit("sweep secrets", self._secrets.clean, ATTEMPT)
 
     def _later(self, vm: str, seconds: float) -> None:
         when = self._clock.monotonic() + seconds
