@@ -36,11 +36,19 @@ class Domain:
 
     def fsFreeze(self) -> int:
         if self.says:
-            raise libvirt.libvirtError(self.says)
+            raise refusal(self.says)
         return 2
 
     def fsThaw(self) -> int:
         return self.fsFreeze()
+
+
+def refusal(text: str) -> libvirt.libvirtError:
+    """The library would take the last error of this thread for it."""
+    error = libvirt.libvirtError(text)
+    error.args = (text,)
+    error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 0, text)
+    return error
 
 
 class Daemon:

@@ -114,7 +114,7 @@ class Snapshots:
 
     def _check(self, asked: SnapshotRequest) -> dict[str, NewLeaf]:
         """By target.  Raises NoSuchVM (1), VMIsDown (6), SnapshotFailed (48)."""
-        self._tools.registry.state(asked.vm)
+        self._tools.registry.must_run(asked.vm)
         there = self._tools.registry.definition(asked.vm, fresh=True).drives
         if asked.frozen and self._tools.freezing.was_thawed_early(asked.vm):
             raise _failed(asked, "the guest was not left frozen for so long; freeze it again")
