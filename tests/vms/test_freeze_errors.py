@@ -10,11 +10,17 @@ from typing import Any, cast
 import pytest
 
 from vdsm_storage.base.clock import SystemClock
-from vdsm_storage.errors import AgentError, LibvirtTimeout, VMIsDown
+from vdsm_storage.errors import (
+    AgentError,
+    LibvirtLost,
+    LibvirtTimeout,
+    LibvirtUnavailable,
+    VMIsDown,
+)
 from vdsm_storage.host.libvirt_model import VmError, VmState, Why
 from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.vms.freeze import Freezing, Limits
-from vdsm_storage.vms.frozen import THAWING, FrozenVms
+from vdsm_storage.vms.frozen import FREEZE, THAWING, FrozenVms, Record
 from vdsm_storage.vms.registry import Registry
 
 VM = "11111111-1111-4111-8111-111111111111"
@@ -60,6 +66,8 @@ CODES = [
     (VmError(Why.OTHER, "x"), 76, 77, True),
     (VmError(Why.NOT_RUNNING, "domain is not running"), 76, 77, False),  # paused
     (LibvirtTimeout(call="freeze", seconds=1), 59, 59, True),
+    (LibvirtUnavailable(uri="x", reason="it is away"), 59, 59, False),
+    (LibvirtLost(uri="x", reason="it went away"), 59, 59, True),
 ]
 
 
@@ -74,6 +82,15 @@ def test_codes(tmp_path: Path, error: Exception, freeze: int, thaw: int, doubt: 
         freezing.freeze(VM)
     assert caught.value.code == freeze
     assert [record.state for record in records.all()] == ([THAWING] if doubt else [])
+
+
+def test_a_guest_that_has_to_be_thawed_is_not_forgotten(tmp_path: Path) -> None:
+    """By a freeze that comes later, and of which its agent is not even asked."""
+    freezing, records = make(tmp_path, VmError(Why.AGENT, "QEMU guest agent is not connected"))
+    records.put(Record(VM, FREEZE, 0.0, THAWING, 2))
+    with pytest.raises(AgentError):
+        freezing.freeze(VM)
+    assert records.all() == [Record(VM, FREEZE, 0.0, THAWING, 2)]
 
 
 def test_a_vm_that_has_ended_is_not_thawed_for_ever(tmp_path: Path) -> None:

@@ -83,8 +83,7 @@ class Freezing:
         Raises NoSuchVM (1), VMIsDown (6), NonResponsiveGuestAgent (19), 75, 76, 59.
         """
         with self._turn(vm):
-            if not self._registry.is_known(vm):
-                self._registry.state(vm)
+            self._registry.must_run(vm)
             before = self._records.get(vm)
             if before is None or before.state != frozen.FROZEN:
                 self._records.put(Record(vm, by, self._clock.monotonic()))

@@ -72,11 +72,6 @@ class Registry:
         with self._lock:
             return len(self._active), sum(self._active.values())
 
-    def is_known(self, vm: str) -> bool:
-        """Whether it runs, as far as is known, at once."""
-        with self._lock:
-            return vm in self._active
-
     def running(self) -> list[VmState]:
         """Raises LibvirtUnavailable, LibvirtTimeout (59)."""
         if not self.enabled:
@@ -100,6 +95,16 @@ class Registry:
         if not state.running:
             raise VMIsDown(vm=vm)
         return state
+
+    def must_run(self, vm: str) -> None:
+        """As far as is known, or else by libvirt: who calls libvirt next hears if it has ended.
+
+        Raises NoSuchVM (1), VMIsDown (6), 59.
+        """
+        with self._lock:
+            known = vm in self._active
+        if not known:
+            self.state(vm)
 
     def gone(self, vm: str, error: VmError) -> Exception:
         """What to raise for a VM that cannot be found, or another failure of libvirt's."""

@@ -87,13 +87,13 @@ class Snapshots:
         until = Deadline(clock, min(asked.freeze_timeout, asked.timeout))
         with self._locks.held([Lock("vm_disks", asked.vm)], min(TURN, asked.timeout)):
             drives = self._check(asked)
+            before = self._tools.registry.definition(asked.vm)
             op.record(begun=True, until=clock.time() + asked.timeout)
             paths = self._prepare(op, asked)
             memory = self._prepare_memory(asked)
             op.progress(0.3)
             op.step("prepared")
-            there = self._tools.registry.definition(asked.vm).drives
-            xml = snapshot_xml(there, drives, paths, memory)
+            xml = snapshot_xml(before.drives, drives, paths, memory)
             thaw = self._freeze(op, asked)
             try:
                 op.step("frozen")
@@ -110,11 +110,12 @@ class Snapshots:
             self._release_memory(asked.memory)
             op.step("thawed", abortable=False)
             op.progress(0.9)
-            self._tell_metadata(asked, drives)
+            if metadata.with_volumes(before.xml, _names(drives)) is not None:
+                self._tell_metadata(asked, drives)
 
     def _check(self, asked: SnapshotRequest) -> dict[str, NewLeaf]:
         """By target.  Raises NoSuchVM (1), VMIsDown (6), SnapshotFailed (48)."""
-        self._tools.registry.state(asked.vm)
+        self._tools.registry.must_run(asked.vm)
         there = self._tools.registry.definition(asked.vm, fresh=True).drives
         if asked.frozen and self._tools.freezing.was_thawed_early(asked.vm):
             raise _failed(asked, "the guest was not left frozen for so long; freeze it again")
@@ -274,9 +275,9 @@ class Snapshots:
     def _tell_metadata(self, asked: SnapshotRequest, drives: Mapping[str, NewLeaf]) -> None:
         """What engines keep in the VM's metadata: its disks have other volumes now."""
         registry = self._tools.registry
-        volumes = {name: leaf.volume for name, leaf in drives.items()}
         try:
-            changed = metadata.with_volumes(registry.definition(asked.vm).xml, volumes)
+            now = registry.definition(asked.vm).xml
+            changed = metadata.with_volumes(now, _names(drives))
             if changed is None:
                 return
             self._tools.vms.set_metadata(asked.vm, changed, metadata.PREFIX, METADATA)
@@ -339,6 +340,11 @@ class _StillBusyError(StillGoing):
 
 class _MixedError(_StillBusyError):
     """libvirt switches all disks or none; so it is not the only one that did."""
+
+
+def _names(drives: Mapping[str, NewLeaf]) -> dict[str, str]:
+    """The new volumes, by target."""
+    return {name: leaf.volume for name, leaf in drives.items()}
 
 
 def _failed(asked: SnapshotRequest, reason: str) -> SnapshotFailed:
