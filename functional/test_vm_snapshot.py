@@ -156,6 +156,25 @@ def test_all_disks_or_none(lab: VmLab, vm: Machine) -> None:
         assert leaves(vm) == before
 
 
+def test_new_volume_that_qemu_cannot_open(lab: VmLab, vm: Machine) -> None:
+    """No disk switches, and QEMU has neither new file open any more."""
+    before = leaves(vm)
+    drives = [drive(lab, disk) for disk in vm.disks]
+    paths = [
+        path_of(lab, disk, one["volumeID"]) for disk, one in zip(vm.disks, drives, strict=True)
+    ]
+    with open(paths[1], "r+b") as file:
+        file.write(bytes(512))  # no qcow2 header
+    job = new_id()
+    lab.call("VM.snapshot", vmID=vm.id, snapDrives=drives, jobUUID=job)
+    assert end(lab, job)["error"]["code"] == 48
+    assert leaves(vm) == before
+    files = Path(f"/proc/{lab.libvirtd.qemu('tiny')}/fd")
+    opened = {os.path.basename(file.readlink()) for file in files.iterdir()}
+    assert before <= opened
+    assert opened.isdisjoint(one["volumeID"] for one in drives)
+
+
 def test_what_is_refused_at_once(lab: VmLab, vm: Machine) -> None:
     drives = [drive(lab, vm.disks[0])]
     lab.fails(1, "VM.snapshot", vmID=new_id(), snapDrives=drives, jobUUID=new_id())
