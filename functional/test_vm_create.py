@@ -361,6 +361,10 @@ def test_agent_killed_at_every_step(lab: VmLab) -> None:
         with contextlib.suppress(RemoteError, OSError):
             create(lab, wanted, secrets=[secret])
         lab.agent.wait_dead()
+        for path in (lab.agent.dir / "state").rglob("*"):  # neither XML nor secrets
+            data = path.read_bytes() if path.is_file() else b""
+            assert b"<domain" not in data, path
+            assert secret["password"].encode() not in data, path
         lab.world.restart(f"vm.create:{following}" if following else "")
         lab.wait_libvirt()
         runs = step in ("started", "resumed")

@@ -14,7 +14,9 @@ import pytest
 from functional.guests.guest import Plan
 from functional.processes import AgentProcess
 from functional.vm_create import fails, nothing_stays, plan, start, state, xml
+from functional.vm_disks import source
 from functional.vm_lab import SIZE, Machine, VmDisk, VmLab, vm_lab
+from functional.vm_work import end
 from functional.world import COW, new_id
 from vdsm_storage.rpc.client import Client
 
@@ -136,6 +138,24 @@ def test_disk_opens_with_its_secret(lab: VmLab, disk: VmDisk) -> None:
     assert usages(lab) == OF_VM
     lab.call("VM.destroy", vmID=machine.id)
     assert usages(lab) == {}
+
+
+def test_snapshot_of_it(lab: VmLab, disk: VmDisk) -> None:
+    """What opens a volume anew finds the secret, here and when the VM is started again."""
+    machine = runs(lab, disk)
+    leaf = lab.world.create(
+        disk.image, volFormat=COW, size=str(SIZE), srcImgUUID=disk.image, srcVolUUID=disk.leaf,
+        sequence=3, secretID=SECRET,
+    )  # fmt: skip
+    drives = [{"domainID": lab.world.main, "imageID": disk.image, "baseVolumeID": disk.leaf,
+               "volumeID": leaf}]  # fmt: skip
+    job = new_id()
+    lab.call("VM.snapshot", vmID=machine.id, snapDrives=drives, jobUUID=job)
+    assert end(lab, job)["status"] == "done"
+    disk.volumes.append(leaf)
+    assert source(machine, "vda").endswith(leaf)
+    lab.call("VM.destroy", vmID=machine.id)
+    lab.call("VM.destroy", vmID=runs(lab, disk).id)
 
 
 def test_without_its_secret(lab: VmLab, disk: VmDisk) -> None:
