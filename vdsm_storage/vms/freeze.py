@@ -38,8 +38,8 @@ from vdsm_storage.vms.registry import Registry
 LOOK: Final = 1.0  # seconds between two looks of the guard at what is due
 LATER: Final = 30.0  # seconds at most between two attempts to thaw a guest
 ATTEMPT: Final = 60.0  # seconds that an attempt may wait for its thread
-# libvirt did not even try: the agent's channel is closed.
-UNSENT: Final = "agent is not connected"
+# libvirt did not even try: the agent's channel is closed, or the VM has none.
+UNSENT: Final = ("agent is not connected", "agent is not configured")
 
 log = logging.getLogger("vms.freeze")
 
@@ -102,7 +102,8 @@ class Freezing:
         if before is not None and before.state == frozen.FROZEN:
             return  # it was frozen before, and its caller will thaw it
         if isinstance(error, VmError) and (
-            error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED) or UNSENT in error.text
+            error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED)
+            or any(words in error.text for words in UNSENT)
         ):  # its agent was not even asked
             self._records.drop(vm)
             return
