@@ -6,11 +6,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from functional.engine.host import FCP, StorageServer
 from functional.merge_lab import (
     ACTIVE,
     BULK,
@@ -32,9 +30,16 @@ from functional.merge_lab import (
     tower,
     write,
 )
-from functional.processes import AgentProcess
-from functional.standin.process import StandInProcess
-from functional.vm_lab import MIB, PATIENCE, VmDisk, VmLab, vm_lab
+from functional.vm_lab import MIB, VmDisk, VmLab
+from functional.vm_luns import (
+    MakeStandIn,
+    StartAgent,
+    luns_lab,
+    managing,
+    other_host,
+    standin_of,
+    task,
+)
 from functional.world import COW, RAW, new_id
 from vdsm_storage.rpc.client import Client
 
@@ -43,23 +48,10 @@ from vdsm_storage.rpc.client import Client
 
 @pytest.fixture(scope="module")
 def block(
-    workdir: Path,
-    start_agent: Callable[..., AgentProcess],
-    make_standin: Callable[..., StandInProcess],
+    workdir: Path, start_agent: StartAgent, make_standin: MakeStandIn,
     make_luns: Callable[..., list[str]],
-) -> Iterator[VmLab]:
-    """Logical volumes, by a stand-in for device-mapper."""
-    luns = make_luns(2)
-    # Where the manager's tests find them.
-    (workdir / "luns").write_text(",".join(luns))
-    standin = make_standin(sync=False)
-
-    def agent(_name: str, **settings: Any) -> AgentProcess:
-        more = {"lvm__devices": ",".join(luns), "sanlock__io_timeout": "1"}
-        return start_agent("block", standin=standin, **more, **settings)
-
-    places = [StorageServer(FCP, devices=(lun,)) for lun in luns]
-    with vm_lab(workdir / "b", agent, lambda _: places.pop()) as one:
+) -> Iterator[VmLab]:  # fmt: skip
+    with luns_lab(workdir, start_agent, make_standin, make_luns(2)) as one:
         yield one
 
 
@@ -116,8 +108,7 @@ def test_raw_base_on_luns_gets_the_size_of_top(block: VmLab) -> None:
 @pytest.mark.parametrize("top", [INNER, ACTIVE])
 def test_base_fails(block: VmLab, top: int) -> None:
     """As it was, and the guest noticed nothing; a leaf that is written to goes on."""
-    standin = block.agent.standin
-    assert standin is not None
+    standin = standin_of(block)
     with guest(block, tower(block, 3)) as machine:
         disk = machine.disks[0]
         target = f"{block.world.main}/{disk.volumes[top - 1]}"
@@ -135,8 +126,7 @@ def test_base_fails(block: VmLab, top: int) -> None:
 
 @pytest.mark.parametrize("top", [INNER, ACTIVE])
 def test_base_hangs(block: VmLab, top: int) -> None:
-    standin = block.agent.standin
-    assert standin is not None
+    standin = standin_of(block)
     with guest(block, tower(block, 3)) as machine:
         target = f"{block.world.main}/{machine.disks[0].volumes[top - 1]}"
         standin.hang(target, "write")
@@ -171,37 +161,11 @@ def test_agent_is_killed_on_luns(block: VmLab, top: int, step: str) -> None:
 
 @pytest.fixture
 def manager(
-    block: VmLab,
-    workdir: Path,
-    start_agent: Callable[..., AgentProcess],
-    make_standin: Callable[..., StandInProcess],
+    block: VmLab, start_agent: StartAgent, make_standin: MakeStandIn
 ) -> Iterator[Client]:
     """Another host, which may become the pool's manager."""
-    more = {"lvm__devices": (workdir / "luns").read_text(), "sanlock__io_timeout": "1"}
-    agent = start_agent("manager", tls=False, standin=make_standin("manager", False), **more)
-    client = Client.dev(str(agent.dir), timeout=PATIENCE)
-    world = block.world
-    client.call("StoragePool.connect", {
-        "storagepoolID": world.pool, "hostID": 2, "scsiKey": world.pool, "masterSdUUID": world.main,
-        "masterVersion": world.version, "domainDict": dict.fromkeys(world.attached, "active"),
-    })  # fmt: skip
-
-    def usable() -> bool:
-        found = client.call("Host.getStats", {})["storageDomains"]
-        return all(found.get(d, {}).get("acquired") for d in world.attached)
-
-    block.wait(usable, "the manager to have its host id")
-    yield client
-    client.close()
-    agent.stop()
-
-
-def task(client: Client, verb: str, **params: Any) -> int:
-    name = client.call(verb, params)
-    while (found := client.call("Task.getStatus", {"taskID": name}))["taskState"] != "finished":
-        time.sleep(0.05)
-    client.call("Task.clear", {"taskID": name})
-    return int(found["code"])
+    with other_host(block, start_agent, make_standin) as client:
+        yield client
 
 
 @pytest.mark.parametrize("top", [INNER, ACTIVE])
@@ -210,11 +174,7 @@ def test_manager_is_another_host(block: VmLab, manager: Client, top: int) -> Non
     world = block.world
     with guest(block, tower(block, 3)) as machine:
         disk = machine.disks[0]
-        pool = {"storagepoolID": world.pool}
-        started = {**pool, "prevID": -1, "prevLver": "-1", "enableScsiFencing": "false",
-                   "maxHostID": 250, "domVersion": "5"}  # fmt: skip
-        assert task(manager, "StoragePool.spmStart", **started) == 0
-        try:
+        with managing(block, manager):
             job = ask(block, machine, top)
             assert outcome(block, job)["status"] == "done", outcome(block, job)
             assert jobs(block, machine) == {}
@@ -224,8 +184,6 @@ def test_manager_is_another_host(block: VmLab, manager: Client, top: int) -> Non
             ids["volumeList"] = [ids.pop("volumeID")]
             deleting = {**ids, "postZero": "false", "force": "false"}
             assert task(manager, "Image.deleteVolumes", **deleting) == 0
-        finally:
-            manager.call("StoragePool.spmStop", pool)
         check_chain(block, machine, disk.volumes)
         check_data(machine, 3)
     world.check()

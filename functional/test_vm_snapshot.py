@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from functional.processes import AgentProcess
-from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
+from functional.vm_lab import Machine, VmLab, vm_lab
 from functional.vm_work import (
     Log,
     ask,
@@ -27,12 +27,13 @@ from functional.vm_work import (
     end,
     follow,
     leaves,
+    memory_volumes,
     path_of,
     read_log,
     snapshot,
 )
 from functional.walk import STEPS
-from functional.world import MIB, RAW, new_id
+from functional.world import new_id
 from vdsm_storage.rpc.client import NoResponse
 
 ANSWER = 2.0  # seconds for the guest agent
@@ -153,6 +154,25 @@ def test_all_disks_or_none(lab: VmLab, vm: Machine) -> None:
         assert found["status"] == "failed"
         assert found["error"]["code"] in (48, 201), found
         assert leaves(vm) == before
+
+
+def test_new_volume_that_qemu_cannot_open(lab: VmLab, vm: Machine) -> None:
+    """No disk switches, and QEMU has neither new file open any more."""
+    before = leaves(vm)
+    drives = [drive(lab, disk) for disk in vm.disks]
+    paths = [
+        path_of(lab, disk, one["volumeID"]) for disk, one in zip(vm.disks, drives, strict=True)
+    ]
+    with open(paths[1], "r+b") as file:
+        file.write(bytes(512))  # no qcow2 header
+    job = new_id()
+    lab.call("VM.snapshot", vmID=vm.id, snapDrives=drives, jobUUID=job)
+    assert end(lab, job)["error"]["code"] == 48
+    assert leaves(vm) == before
+    files = Path(f"/proc/{lab.libvirtd.qemu('tiny')}/fd")
+    opened = {os.path.basename(file.readlink()) for file in files.iterdir()}
+    assert before <= opened
+    assert opened.isdisjoint(one["volumeID"] for one in drives)
 
 
 def test_what_is_refused_at_once(lab: VmLab, vm: Machine) -> None:
@@ -329,18 +349,6 @@ def test_metadata_of_the_vm_is_kept_right(lab: VmLab) -> None:
 
 
 # -- with memory -----------------------------------------------------------------------------
-
-
-def memory_volumes(lab: VmLab) -> tuple[str, VmDisk, VmDisk]:
-    """The string that engines send, the volume for the memory, that for the configuration."""
-    made = []
-    for kind, size in (("MEMD", 512 * MIB), ("MEMM", 64 * 1024)):
-        image = new_id()
-        volume = lab.world.create(image, volFormat=RAW, size=str(size), diskType=kind)
-        made.append(VmDisk(image, [volume]))
-    memory, conf = made
-    names = (lab.world.main, lab.world.pool, memory.image, memory.leaf, conf.image, conf.leaf)
-    return ",".join(names), memory, conf
 
 
 def test_memory_that_is_named_wrong(lab: VmLab, vm: Machine) -> None:

@@ -18,7 +18,7 @@ from functional.guests.libvirtd import Libvirtd
 from functional.guests.ram import boot
 from functional.lab.guest import why_not
 from functional.processes import AgentProcess
-from functional.world import COW, SPARSE, World, new_id
+from functional.world import COW, SLOWER, SPARSE, World, new_id
 from vdsm_storage.rpc.client import RemoteError
 
 MIB = 1024**2
@@ -125,7 +125,7 @@ class VmLab:
         end = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < end, f"waited {timeout} s for {what}"
-            time.sleep(0.05)
+            time.sleep(0.05 * SLOWER)
 
     def wait_libvirt(self) -> None:
         """Until the agent has found libvirt again."""

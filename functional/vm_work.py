@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from functional.vm_lab import Machine, VmDisk, VmLab
-from functional.world import new_id
+from functional.world import MIB, RAW, new_id
 
 PATIENCE = 60.0  # seconds
 
@@ -19,7 +19,7 @@ PATIENCE = 60.0  # seconds
 def follow(lab: VmLab, machine: Machine, disk: VmDisk) -> None:
     """Learn from the XML which volume the guest writes to; others that were made are deleted."""
     xml = re.sub("<mirror .*?</mirror>", "", machine.guest.domain.XMLDesc(), flags=re.DOTALL)
-    chain = re.findall(rf"<source file='[^']*/{disk.image}/([0-9a-f-]+)'", xml)
+    chain = re.findall(rf"<source (?:file|dev)='[^']*/{disk.image}/([0-9a-f-]+)'", xml)
     assert chain
     disk.volumes = chain[::-1]
     for volume in set(lab.world.volumes(disk.image)) - set(chain):
@@ -38,7 +38,10 @@ def check_chain(lab: VmLab, disk: VmDisk) -> None:
 
 
 def path_of(lab: VmLab, disk: VmDisk, volume: str) -> str:
+    """On a block domain of a volume that is prepared, as those of a guest's disk are."""
     domain = lab.world.places[lab.world.main].spec
+    if lab.world.block:
+        domain = f"{lab.agent.dir}/data-center/mnt/blockSD"
     return f"{domain}/{lab.world.main}/images/{disk.image}/{volume}"
 
 
@@ -52,10 +55,11 @@ def ask(
     return job
 
 
-def drive(lab: VmLab, disk: VmDisk) -> dict[str, str]:
+def drive(lab: VmLab, disk: VmDisk, leaf: str = "") -> dict[str, str]:
+    """Onto a new volume, or onto `leaf`."""
     return {
         "domainID": lab.world.main, "imageID": disk.image, "baseVolumeID": disk.leaf,
-        "volumeID": lab.new_leaf(disk),
+        "volumeID": leaf or lab.new_leaf(disk),
     }  # fmt: skip
 
 
@@ -86,7 +90,19 @@ def snapshot(
 def leaves(machine: Machine) -> set[str]:
     """The volumes that the guest writes to, by libvirt."""
     xml = re.sub(r"<backingStore.*?</disk>", "", machine.guest.domain.XMLDesc(), flags=re.DOTALL)
-    return set(re.findall(r"<source file='[^']*/([0-9a-f-]{36})'", xml))
+    return set(re.findall(r"<source (?:file|dev)='[^']*/([0-9a-f-]{36})'", xml))
+
+
+def memory_volumes(lab: VmLab) -> tuple[str, VmDisk, VmDisk]:
+    """The string that engines send, the volume for the memory, that for the configuration."""
+    made = []
+    for kind, size in (("MEMD", 512 * MIB), ("MEMM", 64 * 1024)):
+        image = new_id()
+        volume = lab.world.create(image, volFormat=RAW, size=str(size), diskType=kind)
+        made.append(VmDisk(image, [volume]))
+    memory, conf = made
+    names = (lab.world.main, lab.world.pool, memory.image, memory.leaf, conf.image, conf.leaf)
+    return ",".join(names), memory, conf
 
 
 class Log:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import time
 import uuid
@@ -21,6 +22,8 @@ from functional.processes import AgentProcess
 from vdsm_storage.rpc.client import Client, RemoteError
 
 PATIENCE = 120.0  # seconds
+# In an emulated guest, asking costs more than waiting.
+SLOWER = 10 if os.environ.get("VDSM_STORAGE_LAB_GUEST") else 1
 MIB = 1024 * 1024
 RAW, COW = 5, 4
 PREALLOCATED, SPARSE = 1, 2
@@ -103,7 +106,7 @@ class World:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
-            time.sleep(0.05)
+            time.sleep(0.05 * SLOWER)
 
     # -- verbs -------------------------------------------------------------------------------
 
@@ -114,7 +117,7 @@ class World:
         """Start a task and wait for its end; "" or what went wrong."""
         task = self.call(verb, **params)
         while (status := self.call("Task.getStatus", taskID=task))["taskState"] != "finished":
-            time.sleep(0.02)
+            time.sleep(0.02 * SLOWER)
         self.call("Task.clear", taskID=task)
         return "" if status["code"] == 0 else f"{status['code']} {status['message']}"
 
@@ -125,7 +128,7 @@ class World:
         while (state := self.call("Host.getJobs", job_ids=[job])[job])["status"] in (
             "pending", "running", "aborting",
         ):  # fmt: skip
-            time.sleep(0.02)
+            time.sleep(0.02 * SLOWER)
         return "" if state["status"] == "done" else json.dumps(state)
 
     def connect_server(self, server: StorageServer) -> None:

@@ -28,6 +28,7 @@ BOOT = 120.0  # seconds; five on a quiet machine
 COMMAND = 60.0
 AGENT_PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
 AGENT = f"-m virtio-serial -p {AGENT_PORT} -t /run -f /run/qemu-ga.pid"
+NOTICE = 1.0  # in which a guest sees that somebody listens
 KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on"
 
 
@@ -114,6 +115,9 @@ class Guest:
         if self._shell is None:
             self._shell = socket.socket(socket.AF_UNIX)
             self._shell.connect(str(self._port))
+            # A guest that saw nobody there closes its end and opens it again: what comes in between
+            # is lost.
+            time.sleep(NOTICE)
         self._shell.sendall(command.encode() + b"\n")
 
     def line(self, timeout: float = COMMAND) -> str:

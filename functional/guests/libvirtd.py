@@ -19,7 +19,7 @@ import subprocess
 import time
 from pathlib import Path
 
-START = 60.0  # seconds; the first time QEMU is asked for what it can
+START = 180.0  # seconds; the first time QEMU is asked for what it can
 FOLDERS = {
     "etc": "/etc/libvirt",
     "run": "/run/libvirt",

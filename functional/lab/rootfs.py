@@ -43,6 +43,10 @@ PACKAGES = (
     "sanlock",
     "qemu-utils",
     "openssl",
+    # Running VMs; their guests are emulated twice, see functional/guests/writer.py.
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
+    "qemu-system-x86",
     # The agent and the tests run from the tree's .venv and from what this machine has in
     # dist-packages (guest.py); here is what needs libraries.
     "python3",
@@ -76,6 +80,16 @@ _NOT_INSTALLED = (
     "/usr/share/locale/*",
     "/usr/share/info/*",
     "/boot/System.map*",
+    # libvirtd asks every QEMU that it finds what it can, and starts every driver.
+    "/usr/bin/qemu-system-i386",
+    "/usr/bin/qemu-system-x86_64-microvm",
+    "/usr/libexec/qemu-system-i386",
+    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_interface.so",
+    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_network.so",
+    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nodedev.so",
+    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_nwfilter.so",
+    "/usr/share/iso-codes/*",
+    "/usr/share/xml/iso-codes/*",
     *(f"/lib/modules/*/kernel/{folder}/*" for folder in _UNUSED_MODULES),
 )
 

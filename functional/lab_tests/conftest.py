@@ -29,6 +29,7 @@ NEEDS = {
     "iscsi": (("iscsi_tcp", *MODULES), ("iscsid", "iscsiadm")),
     "multipath": (("dm_multipath",), ("multipathd",)),
     "scsi": (("scsi_debug",), ()),
+    "vms": ((), ("libvirtd", "qemu-system-x86_64")),
 }
 
 

@@ -6,11 +6,13 @@ Every method raises LibvirtUnavailable or LibvirtTimeout (59), and VmError.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import libvirt
+import libvirt_qemu
 
 from vdsm_storage.errors import LibvirtTimeout
 from vdsm_storage.host.libvirt import Libvirt
@@ -236,6 +238,30 @@ class LibvirtVms:
             domain.setMetadata(kind, xml, prefix, uri, live)
 
         self._on(vm, "metadata of a VM", call)
+
+    def close_files(self, vm: str, paths: Collection[str]) -> list[str]:
+        """Let QEMU close files that it has open for nothing; returns QEMU's names of these.
+
+        libvirt 9.0 leaves a file open that it could not open as a layer.  There is no call for it
+        but QEMU's monitor, which libvirt notes in the VM's log.  QEMU refuses for what is in use.
+        """
+
+        def call(domain: Any) -> list[str]:
+            def ask(command: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+                line = json.dumps({"execute": command, "arguments": arguments})
+                answer: dict[str, Any] = json.loads(
+                    libvirt_qemu.qemuMonitorCommand(domain, line, 0)
+                )
+                return answer
+
+            # {"return": [{"node-name": "libvirt-3-storage", "file": "/path", "drv": "file", …}, …]}
+            nodes = ask("query-named-block-nodes", {"flat": True}).get("return", [])
+            names = [{"node-name": one["node-name"]} for one in nodes if one.get("file") in paths]
+            # The newest first: those above use the ones below.
+            closed = [name for name in names if "return" in ask("blockdev-del", name)]
+            return [name["node-name"] for name in closed]
+
+        return self._on(vm, "close files", call)
 
     # -- events ------------------------------------------------------------------------------
 

@@ -33,7 +33,10 @@ class Encryption:
 def check_format(volume: str, form: str, secret: str | None) -> None:
     """Raises 202."""
     if secret is not None and form != md.COW:
-        reason = "a raw volume cannot be encrypted yet: make it COW"
+        reason = (
+            "a raw volume cannot be encrypted, for nothing on the storage would tell other hosts "
+            "that it is: make it COW (and PREALLOCATED, if it shall never have to grow)"
+        )
         raise IncorrectFormat(volume=volume, reason=reason)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -303,11 +303,21 @@ class Snapshots:
                 log.info("VM %s has ended; its disks are as they were", asked.vm)
             except _MixedError:  # others went on with some of them after a restart
                 used = self._used(asked)
-            for leaf in asked.drives:
-                if leaf not in used.values():
-                    self._tools.find_store(leaf.domain).release(leaf.image, [leaf.volume])
+            self._release(asked, [leaf for leaf in asked.drives if leaf not in used.values()])
             self._release_memory(asked.memory)
         return False
+
+    def _release(self, asked: SnapshotRequest, unused: Sequence[NewLeaf]) -> None:
+        """New volumes that the VM does not write to; QEMU may have one open all the same."""
+        stores = {leaf: self._tools.find_store(leaf.domain) for leaf in unused}
+        paths = {store.path(leaf.image, leaf.volume) for leaf, store in stores.items()}
+        try:
+            if paths and (closed := self._tools.vms.close_files(asked.vm, paths)):
+                log.info("VM %s had new volumes open as %s", asked.vm, ", ".join(closed))
+        except (VmError, AgentError) as error:  # it has ended, or is asked in vain
+            log.info("VM %s may have new volumes open: %s", asked.vm, error)
+        for leaf, store in stores.items():
+            store.release(leaf.image, [leaf.volume])
 
     def _stop_late(self, op: Operation, asked: SnapshotRequest) -> None:
         """libvirt goes on saving memory when the agent has died; not for longer than allowed."""

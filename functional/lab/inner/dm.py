@@ -86,10 +86,7 @@ class Layer:
             run("dmsetup", "remove", "--retry", self.name)
 
     def _become(self, table: str) -> None:
-        """Not waiting for udev, which looks at the device as it is now, slow or failing."""
-        run("dmsetup", "load", self.name, "--table", table)
-        run("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
-        run("dmsetup", "resume", "--noudevsync", self.name)
+        replace_table(self.name, table)
 
     def _linear(self, first: int, count: int) -> str:
         return f"{first} {count} linear {self.device} {first}"
@@ -97,6 +94,39 @@ class Layer:
     def _flakey(self, feature: str) -> str:
         """Up for 0 seconds, down for 1, and so on: always down."""
         return f"0 {self._sectors} flakey {self.device} 0 0 1 1 {feature}"
+
+
+class Mapped:
+    """A mapped device that others made and use, as an active logical volume; made of linear rows.
+
+    It must be healed before its owner changes it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._name = run("dmsetup", "info", "-c", "--noheadings", "-o", "name", path).strip()
+        self._table = run("dmsetup", "table", self._name)
+
+    def fail_writes(self) -> None:
+        """EIO for writes; reads go on."""
+        rows = []
+        for row in self._table.splitlines():
+            first, count, _linear, device, start = row.split()
+            rows.append(f"{first} {count} flakey {device} {start} 0 1 1 error_writes")
+        replace_table(self._name, "\n".join(rows))
+
+    def hang(self) -> None:
+        """As Layer.hang."""
+        run("dmsetup", "suspend", "--noflush", "--nolockfs", self._name)
+
+    def heal(self) -> None:
+        replace_table(self._name, self._table)
+
+
+def replace_table(name: str, table: str) -> None:
+    """Not waiting for udev, which looks at the device as it is now, slow or failing."""
+    run("dmsetup", "load", name, "--table", table)
+    run("dmsetup", "suspend", "--noflush", "--nolockfs", name)
+    run("dmsetup", "resume", "--noudevsync", name)
 
 
 class Loops:
