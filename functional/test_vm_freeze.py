@@ -243,6 +243,7 @@ def test_vm_without_a_channel_for_an_agent(lab: VmLab) -> None:
     bare.guest.domain.resume()
     lab.fails(76, "VM.freeze", vmID=bare.id)
     lab.fails(77, "VM.thaw", vmID=bare.id)
+    assert "freezeAge" not in lab.stats(bare.id)
     bare.guest.destroy()
 
 

@@ -178,6 +178,7 @@ def test_snapshot(lab: VmLab, vm: Running) -> None:
     found = end(lab, job)
     assert found["status"] == "done", found
     assert "as after a power cut" in found["description"]  # there is no agent in the guest
+    assert "freezeAge" not in lab.stats(vm.machine.id)
     vm.disk.volumes.append(leaf)
     assert active(lab) == set(vm.disk.volumes)
     check_chain(lab, vm.machine, vm.disk.volumes)

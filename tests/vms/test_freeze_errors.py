@@ -62,6 +62,7 @@ CODES = [
     (VmError(Why.NO_VM, "x"), 1, 1, False),
     (VmError(Why.AGENT, "Guest agent is not responding: not connected"), 19, 19, True),
     (VmError(Why.AGENT, "QEMU guest agent is not connected"), 19, 19, False),
+    (VmError(Why.OTHER, "QEMU guest agent is not configured"), 76, 77, False),
     (VmError(Why.UNSUPPORTED, "no function"), 75, 75, False),
     (VmError(Why.OTHER, "x"), 76, 77, True),
     (VmError(Why.NOT_RUNNING, "domain is not running"), 76, 77, False),  # paused

@@ -39,8 +39,8 @@ from vdsm_storage.vms.registry import Registry
 LOOK: Final = 1.0  # seconds between two looks of the guard at what is due
 LATER: Final = 30.0  # seconds at most between two attempts to thaw a guest
 ATTEMPT: Final = 60.0  # seconds that an attempt may wait for its thread
-# libvirt did not even try: the agent's channel is closed.
-UNSENT: Final = "agent is not connected"
+# libvirt did not even try: the agent's channel is closed, or the VM has none.
+UNSENT: Final = ("agent is not connected", "agent is not configured")
 
 log = logging.getLogger("vms.freeze")
 
@@ -234,7 +234,7 @@ def _is_certain(error: Exception) -> bool:
     """Whether the guest's agent was not even asked, or obeys no such command."""
     if isinstance(error, VmError):
         unasked = error.why in (Why.NO_VM, Why.NOT_RUNNING, Why.UNSUPPORTED)
-        return unasked or UNSENT in error.text
+        return unasked or any(words in error.text for words in UNSENT)
     return isinstance(error, LibvirtUnavailable) and not isinstance(error, LibvirtLost)
 
 
