@@ -309,6 +309,24 @@ def test_destroyed_while_it_starts(lab: VmLab, point: str) -> None:
     assert state(lab, wanted.id) == {}
 
 
+@pytest.mark.parametrize("point", ["started", "resumed"])
+def test_vm_ends_while_it_starts(lab: VmLab, point: str) -> None:
+    """It did not start; or it did, and was lost, or ended, when libvirt's event comes later."""
+    reasons = (3,) if point == "started" else (2, 6)
+    disk = lab.disk(filled=False)
+    wanted = plan(lab, "brief", [disk])
+    params = {"vmId": wanted.id, "xml": xml(lab, wanted)}
+    process = stopped(lab, f"vm.create:{point}", {"vmID": wanted.id, "vmParams": params})
+    lab.guests.adopt(wanted).destroy()
+    process.send_signal(signal.SIGCONT)
+    settled(lab, wanted.id)
+    lab.wait(lambda: state(lab, wanted.id)["status"] == "Down", "the VM to be known as down")
+    assert state(lab, wanted.id)["exitReason"] in reasons
+    lab.wait(lambda: disk.image not in prepared(lab), "the image to be let go")
+    lab.world.restart()
+    lab.call("VM.destroy", vmID=wanted.id)
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed", "stopped, and the agent killed"])
 def test_libvirt_goes_away_meanwhile(lab: VmLab, how: str) -> None:
     """The VM runs and its image is held, or there is neither; a late start is undone."""
@@ -332,8 +350,7 @@ def test_libvirt_goes_away_meanwhile(lab: VmLab, how: str) -> None:
         lab.world.settle()
     lab.wait_libvirt()
     lab.guests.reconnect()
-    found = settled(lab, wanted.id)
-    assert found["status"] in ("Up", "Down"), found
+    settled(lab, wanted.id)  # a start that comes too late may be seen for a moment
 
     def agrees() -> bool:
         names = [domain.name() for domain in lab.guests.connection.listAllDomains()]

@@ -175,7 +175,7 @@ class Creation:
             op.step("started", abortable=False)
             self._go(vm, paused=order.paused)
             op.step("resumed", abortable=False)
-        self._launches.up(vm)
+        self._is_up(vm)
         log.info("VM %s (%s) runs with %s disks", vm, order.name, len(order.disks))
 
     def _check(self, order: Order) -> list[tuple[Any, LeaseSpec]]:
@@ -269,7 +269,7 @@ class Creation:
                     if not self._runs(vm):  # not another one of that UUID
                         self._tools.secrets.release(vm)
         if runs:
-            self._launches.up(vm)
+            self._is_up(vm)
         elif vm not in self._orders and self._launches.waiting(vm):  # from before a restart
             text = "The agent was restarted while the VM was being started"
             self._launches.down(vm, Exit.GENERIC_ERROR, text)
@@ -292,6 +292,16 @@ class Creation:
             self._end(vm)
             return False
         return True
+
+    def _is_up(self, vm: str) -> None:
+        """Ends that libvirt tells of while it is being started are not listened to."""
+        self._launches.up(vm)
+        try:
+            self._tools.registry.state(vm)
+        except (NoSuchVM, VMIsDown):
+            self._launches.down(vm, Exit.LOST_QEMU, "The VM ended as soon as it had started")
+        except AgentError as error:  # a new connection will tell
+            log.info("VM %s: %s", vm, error)
 
     def _runs(self, vm: str) -> bool:
         try:
