@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import subprocess
 import time
 import uuid
@@ -95,9 +96,9 @@ class Guest:
     def __init__(self, domain: Any) -> None:
         self._domain = domain
 
-    def io(self, command: str) -> str:
+    def io(self, command: str, device: str = "virtio-disk0/virtio-backend") -> str:
         """By QEMU itself, as if the guest did it."""
-        line = f'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "{command}"'
+        line = f'qemu-io -d /machine/peripheral/{device} "{command}"'
         flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         said: str = libvirt_qemu.qemuMonitorCommand(self._domain, line, flags)
         assert "fail" not in said.lower(), said
@@ -223,6 +224,41 @@ def test_a_live_snapshot(world: World, kind: str) -> None:
         guest.io("read -P 0 1M 1M")
     with world.prepared(top) as path, path.open("rb") as file:
         assert PATTERN not in file.read(16 * MIB)
+
+
+@KINDS
+def test_a_disk_comes_and_goes(world: World, kind: str) -> None:
+    """With all its layers, for who has the key; and never without one."""
+    lab, base = world.lab, world.make(kind)
+    with world.guest(base) as guest:
+        guest.io("write -P 0xa5 0 1M")
+    top = lab.snapshot(base, size=SIZE, secretID=SECRETS["disk"])
+    link = lab.agent.dir / "run" / "storage" / top.domain / top.image
+    alias = f"ua-{top.image}"
+    path = lab.prepare(top)
+    lab.call("Image.teardown", **lab.ids(top))
+    # What the caller says of the layers below is not believed.
+    xml = disk([path, path.parent / "another"], SECRETS["disk"])
+    target = f"<target dev='sdb' bus='scsi'/><alias name='{alias}'/>"
+    xml = xml.replace("<target dev='vda' bus='virtio'/>", target)
+    bare = re.sub("<encryption.*?</encryption>", "", xml)
+    with world.guest(world.make("local")) as guest:
+
+        def ask(verb: str, asked: str) -> int:
+            whole = f"<{verb}><devices>{asked}</devices></{verb}>"
+            params = {"vmId": guest.id, "xml": whole}
+            return lab.code(f"VM.{verb}", vmID=guest.id, params=params)
+
+        assert ask("hotplugDisk", bare) == 1630
+        assert not link.exists()
+        assert ask("hotplugDisk", xml) == 0
+        assert link.exists()
+        guest.io("read -P 0xa5 0 1M", alias)
+        guest.io("write -P 0xa5 1M 1M", alias)
+        assert ask("hotunplugDisk", f"<disk type='file'><alias name='{alias}'/></disk>") == 0
+        assert not link.exists()
+    with world.guest(top, base) as guest:
+        guest.io("read -P 0xa5 0 2M")
 
 
 def test_a_disk_moves(world: World) -> None:

@@ -19,11 +19,12 @@ from __future__ import annotations
 import os
 import stat
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vdsm_storage.images import metadata as md
+from vdsm_storage.images.layers import GuestLayer
 from vdsm_storage.vms import records
 from vdsm_storage.vms.drives import METADATA, VolumePath, volume_of
 
@@ -107,6 +108,15 @@ def path_of(disk: ET.Element) -> str:
     if source is None:
         return ""
     return source.get("file") or source.get("dev") or source.get("name") or ""
+
+
+def key_of(disk: ET.Element) -> ET.Element | None:
+    """<encryption>, which names the secret that opens it."""
+    for where in ("./source/encryption", "./encryption"):
+        found = disk.find(where)
+        if found is not None:
+            return found
+    return None
 
 
 def asked_by_keys(drive: Mapping[str, Any], taken: Collection[str]) -> Asked:
@@ -204,6 +214,31 @@ def _is_device(path: str) -> bool:
         return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def set_below(disk: ET.Element, layers: Sequence[GuestLayer], *, block: bool) -> None:
+    """What lies below it.  libvirt finds that by the headers, but of encrypted layers it must be
+    told; their key is the disk's."""
+    for below in disk.findall("backingStore"):
+        disk.remove(below)
+    key = key_of(disk)
+    if key is not None:
+        disk.append(_below(layers, key, block=block))
+
+
+def _below(layers: Sequence[GuestLayer], key: ET.Element, *, block: bool) -> ET.Element:
+    """<backingStore> of the first of these and of all below."""
+    made = ET.Element("backingStore")
+    if not layers:
+        return made
+    layer = layers[0]
+    made.set("type", "block" if block else "file")
+    ET.SubElement(made, "format", type=layer.format)
+    source = ET.SubElement(made, "source", {"dev" if block else "file": layer.path})
+    if layer.encrypted:
+        source.append(key)
+    made.append(_below(layers[1:], key, block=block))
+    return made
 
 
 def set_format(disk: ET.Element, fmt: str, *, block: bool) -> None:

@@ -148,12 +148,14 @@ class HotPlug:
         volume = plug.volume
         if volume is not None:
             transient = plug.record.get("shared") == "transient"
-            usable = self._keeping.prepare(plug.vm, volume, transient=transient)
+            key = disk_xml.key_of(disk) is not None
+            usable = self._keeping.prepare(plug.vm, volume, transient=transient, key=key)
             if usable.voltype != md.LEAF and disk.find("readonly") is None:
                 reason = f"other volumes are based on {volume.volume}: it must be read-only"
                 raise HotplugDiskFailed(vm=plug.vm, reason=reason)
             disk_xml.set_source(disk, usable.path)
             disk_xml.set_format(disk, usable.format, block=usable.block)
+            disk_xml.set_below(disk, usable.layers[1:], block=usable.block)
         elif "GUID" in plug.record and not disk_xml.path_of(disk):
             disk_xml.set_source(disk, f"{disk_xml.MAPPER}/{plug.record['GUID']}")
         disk_xml.set_limits(disk, self._policy(definition.xml, plug.name, volume))

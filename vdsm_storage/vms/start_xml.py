@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from vdsm_storage.base.uuids import is_uuid
 from vdsm_storage.errors import CannotCreateVM
-from vdsm_storage.images.layers import GuestLayer
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.leases.model import LeaseSpec
 from vdsm_storage.secrets import request as secret_request
@@ -64,12 +63,7 @@ class DiskOrder:
 
     @property
     def key(self) -> ET.Element | None:
-        """<encryption>, which names the secret that opens it."""
-        for where in ("./source/encryption", "./encryption"):
-            found = self.disk.find(where)
-            if found is not None:
-                return found
-        return None
+        return disk_xml.key_of(self.disk)
 
 
 @dataclass(frozen=True)
@@ -234,29 +228,10 @@ def launch_of(xml: str) -> str:
 
 
 def put_volume(disk: DiskOrder, usable: Usable) -> None:
-    """Path and format are the storage's; libvirt finds the layers below by their headers, which
-    were checked, but of encrypted ones it must be told."""
-    for below in disk.disk.findall("backingStore"):
-        disk.disk.remove(below)
+    """Path, format and layers are the storage's; the headers were checked."""
     disk_xml.set_source(disk.disk, usable.path)
     disk_xml.set_format(disk.disk, usable.format, block=usable.block)
-    if disk.key is not None:
-        disk.disk.append(_below(usable.layers[1:], disk.key, block=usable.block))
-
-
-def _below(layers: Sequence[GuestLayer], key: ET.Element, *, block: bool) -> ET.Element:
-    """<backingStore> of the first of these and of all below; its keys are the disk's."""
-    made = ET.Element("backingStore")
-    if not layers:
-        return made
-    layer = layers[0]
-    made.set("type", "block" if block else "file")
-    ET.SubElement(made, "format", type=layer.format)
-    source = ET.SubElement(made, "source", {"dev" if block else "file": layer.path})
-    if layer.encrypted:
-        source.append(key)
-    made.append(_below(layers[1:], key, block=block))
-    return made
+    disk_xml.set_below(disk.disk, usable.layers[1:], block=usable.block)
 
 
 def put_lease(lease: ET.Element, spec: LeaseSpec) -> None:
