@@ -21,6 +21,7 @@ from functional.processes import AgentProcess, leftovers
 from functional.standin.process import StandInProcess
 
 GIB = 1024**3
+REPORT = 4000  # characters of a failure
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -28,6 +29,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from functional.sharing import Sharing  # xdist takes seconds to import under emulation
 
     return Sharing(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What failed when it was run first: the list of reruns does not say."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"first run of {report.nodeid}", sep="-")
+        terminalreporter.line(report.longreprtext[-REPORT:])
 
 
 @pytest.fixture(scope="module")

@@ -204,6 +204,28 @@ def test_the_same_host_id_is_asked_for_while_it_goes(
     lockspace.release()
 
 
+def test_an_earlier_life_is_giving_the_same_host_id_back(
+    joined: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone after it was found held, while that is waited for."""
+    earlier = new_lockspace(joined, tmp_path)
+    earlier.acquire(3, 60)
+    later = Lockspace(joined.sanlock, earlier.id, str(tmp_path / "ids"), Geometry(), SystemClock())
+    wait, waited = later.wait, []
+
+    def released_first(timeout: float) -> None:
+        waited.append(timeout)
+        if len(waited) == 1:
+            earlier.release()
+        wait(timeout)
+
+    monkeypatch.setattr(later, "wait", released_first)
+    later.acquire(3, 60)
+    assert later.is_held()
+    assert len(waited) > 1
+    later.release()
+
+
 def test_leases_with_sectors_of_4096(joined: Any, tmp_path: Any) -> None:
     lockspaces = Lockspaces(joined.sanlock, SystemClock())
     opened = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,6 +15,8 @@ from vdsm_storage.errors import AgentError
 
 log = logging.getLogger("domain")
 
+PATIENCE: Final = 10.0  # seconds in which a host id can be given back
+PAUSE: Final = 0.5  # seconds between two attempts
 TEMPORARY: Final = 250  # the host id of operations that come before any pool is connected
 
 
@@ -36,7 +39,21 @@ def host_id(domain: Domain, number: int, timeout: float) -> Iterator[None]:
     finally:
         lockspace.end_use()
         if acquired or lockspace.unwanted:
+            _leave_soon(domain)
+
+
+def _leave_soon(domain: Domain) -> None:
+    """The operation is done, whatever becomes of the host id.  The daemon refuses to let it go
+    while anybody here has a lease under it: a monitor may, for a moment."""
+    clock = SystemClock()
+    deadline = Deadline(clock, PATIENCE)
+    while not deadline.passed():
+        try:
             leave(domain)
+            return
+        except AgentError as error:
+            log.warning("Domain %s keeps its host id for now: %s", domain.id, error)
+        clock.wait(threading.Event(), PAUSE)
 
 
 def leave(domain: Domain) -> None:

@@ -29,7 +29,7 @@ log = logging.getLogger("leases")
 
 POLL: Final = 0.1  # seconds between two looks at a host id under way
 LEAVING: Final = 5.0  # seconds that another id of this host may take to be given back
-SEEN: Final = 1.2  # seconds after which the daemon is at what it was asked: it looks once a second
+SEEN: Final = 2.5  # seconds after which the daemon is at what it was asked: it looks once a second
 
 
 def nothing() -> None:
@@ -98,12 +98,13 @@ class Lockspace:
         """Ask and wait at most `timeout` seconds.  Raises 661, 700."""
         deadline = Deadline(self._clock, timeout)
         was_joined = self._host_id is None and self.joined_as() is not None
-        self._acquire(host_id, deadline)
+        self._acquire(host_id, deadline, was_joined)
         if was_joined:  # it may be leaving, which the daemon shows a moment later
             self._clock.wait(threading.Event(), SEEN)
-            self._acquire(host_id, deadline)
+            self._acquire(host_id, deadline, was_joined)
 
-    def _acquire(self, host_id: int, deadline: Deadline) -> None:
+    def _acquire(self, host_id: int, deadline: Deadline, leaving: bool) -> None:
+        """`leaving`: an earlier life of this agent may have been killed as it gave the id back."""
         # A pool that was disconnected just now gives its id back a moment later.
         patience = Deadline(self._clock, min(LEAVING, deadline.left()))
         while True:
@@ -114,8 +115,9 @@ class Lockspace:
             try:
                 return self.wait(deadline.left())
             except AcquireHostIdFailure:
-                if self._host_id is not None or deadline.passed():
+                if deadline.passed() or (self._host_id is not None and not leaving):
                     raise
+                leaving = False
             # The same id was held for that pool, and is given back now: it is asked for anew.
 
     def _start(self, host_id: int, patience: Deadline) -> bool:
