@@ -235,3 +235,4 @@ def test_half_a_frame_and_gone(lab: Lab, context: ssl.SSLContext) -> None:
         vanish(upload)
     wait_for(lambda: lab.descriptors() <= descriptors + 2, "the descriptors")
     works(lab)
+    assert lab.descriptors() <= descriptors + 2

@@ -319,15 +319,18 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
-def kept_alive(lab: Lab, post: Callable[[bytes], tuple[int, bytes]], body: bytes) -> None:
+def faults(post: Callable[[bytes], tuple[int, bytes]], body: bytes) -> list[object]:
+    """What no answer to any request may be."""
     status, answer = post(body)
-    assert status in (200, 204, 400, 413)
+    found: list[object] = [] if status in (200, 204, 400, 413) else [status]
     replies = json.loads(answer or b"[]")
     for reply in replies if isinstance(replies, list) else [replies]:
-        assert ("error" in reply) != ("result" in reply)
-        if "error" in reply:
-            assert reply["error"]["code"] != -32603, reply  # something of ours broke
-            assert "Traceback" not in reply["error"]["message"]
+        error = reply.get("error", {"code": 0, "message": ""})
+        # -32603: something of ours broke
+        broken = error["code"] == -32603 or "Traceback" in error["message"]
+        if broken or ("error" in reply) == ("result" in reply):
+            found.append(reply)
+    return found
 
 
 FUZZ = settings(
@@ -337,14 +340,14 @@ FUZZ = settings(
 
 @FUZZ
 @given(body=st.binary(max_size=400))
-def test_fuzz_bytes(lab: Lab, post: Callable[[bytes], tuple[int, bytes]], body: bytes) -> None:
-    kept_alive(lab, post, body)
+def test_fuzz_bytes(post: Callable[[bytes], tuple[int, bytes]], body: bytes) -> None:
+    assert faults(post, body) == []
 
 
 @FUZZ
 @given(value=REQUESTS | st.lists(REQUESTS, max_size=4) | VALUES)
-def test_fuzz_requests(lab: Lab, post: Callable[[bytes], tuple[int, bytes]], value: Any) -> None:
-    kept_alive(lab, post, json.dumps(value).encode())
+def test_fuzz_requests(post: Callable[[bytes], tuple[int, bytes]], value: Any) -> None:
+    assert faults(post, json.dumps(value).encode()) == []
 
 
 @FUZZ

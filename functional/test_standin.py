@@ -257,6 +257,7 @@ def test_leases_of_two_hosts(
     for one in (host, other):
         World.wait(lambda h=one: h.active("vg")["ids"]["users"] == [], "sanlock to close")
         one.call("deactivate", vg="vg", lv="ids")
+        assert "ids" not in one.active("vg")
 
 
 def sees_both(daemon: SanlockDaemon) -> bool:

@@ -139,19 +139,22 @@ def test_a_vm_that_starts_and_ends_is_noticed(lab: VmLab) -> None:
 
 def test_state_changes_are_told(lab: VmLab, paused: Machine) -> None:
     host = lab.agent.host("engine", 1)
+    name = f"|virt|VM_status|{paused.id}"
+
+    def told(after: int = 0) -> list[str]:
+        return [p[paused.id]["status"] for m, p in host.events if m == name][after:]
+
     try:
         host.vds.call("Host.ping2", {})
-        name = f"|virt|VM_status|{paused.id}"
         for change, status in ((paused.guest.domain.resume, "Up"),
                                (paused.guest.domain.suspend, "Paused")):  # fmt: skip
+            before = len(told())
             change()
             lab.wait(
-                lambda status=status: (
-                    (name, status)
-                    in [(m, p.get(paused.id, {}).get("status")) for m, p in host.events]
-                ),
+                lambda status=status, before=before: status in told(before),
                 f"an event that tells {status}",
             )
+            assert told()[-1] == status
     finally:
         host.close()
 
@@ -216,7 +219,8 @@ def test_freeze_and_thaw(lab: VmLab, vm: Machine) -> None:
 
 def test_unknown_vm(lab: VmLab) -> None:
     for verb in ("VM.freeze", "VM.thaw", "VM.getStats"):
-        lab.fails(1, verb, vmID=str(uuid.uuid4()))
+        vm = str(uuid.uuid4())
+        assert vm in lab.fails(1, verb, vmID=vm)
 
 
 def test_agent_that_was_never_there(lab: VmLab, paused: Machine) -> None:

@@ -142,6 +142,7 @@ def test_leaf(lab: VmLab, vm: Machine) -> None:
 
 
 def test_what_is_refused(lab: VmLab, vm: Machine) -> None:
+    before = vm.guest.domain.XMLDesc()
     first, second, third = vm.disks[0].volumes[-3:]
     one = {"vmID": vm.id, "drive": pdiv(lab, vm.disks[0]), "jobUUID": new_id()}
     for base, top in ((second, first), (first, third), (new_id(), third), (second, new_id())):
@@ -150,6 +151,8 @@ def test_what_is_refused(lab: VmLab, vm: Machine) -> None:
     lab.fails(1, "VM.merge", **{**one, "vmID": new_id()}, **names)
     for wrong in ({"imageID": new_id()}, {"volumeID": second}):
         lab.fails(13, "VM.merge", **{**one, "drive": {**one["drive"], **wrong}}, **names)
+    assert vm.guest.domain.XMLDesc() == before
+    assert lab.stats(vm.id)["vmJobs"] == {}
 
 
 def test_merge_is_slow_and_stopped(lab: VmLab, vm: Machine) -> None:

@@ -173,7 +173,10 @@ def test_formats(lab: VmLab, here: int, there: int) -> None:
     with guest(lab, files) as machine:
         pair = Pair(lab, machine, files, luns)
         pair.move()
+        assert active(lab) == set(luns.volumes)
         pair.move()
+        assert mirror(machine) is None
+        lab.wait(lambda: not active(lab), "the LUN's volume to be let go")
 
 
 # -- storage that is full, fails or hangs ----------------------------------------------------

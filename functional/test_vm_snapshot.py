@@ -352,8 +352,10 @@ def test_metadata_of_the_vm_is_kept_right(lab: VmLab) -> None:
 
 
 def test_memory_that_is_named_wrong(lab: VmLab, vm: Machine) -> None:
+    before = leaves(vm)
     for wrong in ("x", ",".join([new_id()] * 5)):
         lab.fails(-32602, "VM.snapshot", vmID=vm.id, snapDrives=[], snapMemory=wrong)
+    assert leaves(vm) == before
 
 
 def test_snapshot_with_memory_is_stopped(lab: VmLab, vm: Machine) -> None:

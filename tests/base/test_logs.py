@@ -107,9 +107,14 @@ def test_many_threads(path: Path) -> None:
     assert sum("(MainThread)" in line for line in lines) == 200
 
 
-def test_a_full_disk_fails_nobody(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_fails_nobody(path: Path) -> None:
     logs.setup("/dev/full", "INFO", 10_000_000, 2)
     alone()
     logs.line(logging.getLogger("x"), logging.INFO, "lost")
     logs.flush()
     logging.getLogger("x").info("lost")
+    logs.setup(str(path), "INFO", 10_000_000, 2)
+    logging.getLogger("x").info("kept")
+    logs.flush()
+    assert path.read_text().count("kept") == 1
+    assert "lost" not in path.read_text()

@@ -111,6 +111,7 @@ def test_any_tags(texts: list[str]) -> None:
         try:
             values = block_tags.decode_tags(tags, "x")
             block_tags.physical_volumes(values)
+            assert all(isinstance(text, str) for pair in values.items() for text in pair)
         except (MetadataSealBroken, InvalidDomainMetadata):
             pass
 

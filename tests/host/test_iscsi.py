@@ -219,6 +219,7 @@ def test_session_that_somebody_else_made_at_the_same_time(
 
     monkeypatch.setattr(module, "run", login)
     iscsi.login(PORTAL, Chap())
+    assert [one.id for one in Sessions(iscsiadm.tree.files).all().values()] == [7]
 
 
 def test_session_that_lost_its_connection(iscsi: Iscsi, iscsiadm: Iscsiadm) -> None:

@@ -92,9 +92,10 @@ def test_parsers_name_what_they_cannot_read(data):
 def test_parsers_on_other_json(value):
     for parse in (out.parse_info, out.parse_chain, out.parse_measure, out.parse_map):
         try:
-            parse(json.dumps(value).encode())
+            found = parse(json.dumps(value).encode())
         except CommandError:
             continue
+        assert not found  # an empty list
 
 
 # -- the program -------------------------------------------------------------------------------

@@ -28,4 +28,7 @@ def test_a_port_is_freed(address: str) -> None:
 
 
 def test_nobody_listens() -> None:
-    sockets.close_listeners(1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        sockets.close_listeners(1)
+        with socket.create_connection(other.getsockname(), 5) as found:
+            assert found.getpeername() == other.getsockname()

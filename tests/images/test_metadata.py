@@ -139,7 +139,8 @@ def test_hostile_bytes(data: bytes) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["CAP", "GEN", "SEQ", "EOF", "NONE", "X"]), WORDS)))
 def test_hostile_lines(lines: list[tuple[str, str]]) -> None:
-    metadata.parse("".join(f"{key}={value}\n" for key, value in lines).encode())
+    parsed = metadata.parse("".join(f"{key}={value}\n" for key, value in lines).encode())
+    assert isinstance(parsed.errors, tuple)
 
 
 @given(st.text(st.sampled_from("AB=\n\r\x85\u2028 EOF"), max_size=60))

@@ -109,4 +109,5 @@ def test_hostile_bytes(noise: bytes, position: int) -> None:
     data: Any = bytearray(ix.encode(ix.Index(LEASE, 0, (ix.Record(3, LEASE),)), 1024 * 1024))
     data[position : position + len(noise)] = noise
     with contextlib.suppress(ix.IndexDamagedError):
-        ix.decode(bytes(data), LEASE)
+        index = ix.decode(bytes(data), LEASE)
+        assert all(0 <= record.number < ix.RECORDS for record in index.records)

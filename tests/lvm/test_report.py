@@ -131,9 +131,11 @@ def test_a_report_with_anything_wrong(data: st.DataObject, value: Any) -> None:
     else:
         container[key] = value
     try:
-        group_from_full_report(json.dumps(document).encode())
+        found = group_from_full_report(json.dumps(document).encode())
     except UnexpectedVolumeGroupMetadata:
         return
+    assert all(lv.name == name for name, lv in found.lvs.items())
+    assert found.extents >= 0
 
 
 def test_rows() -> None:

@@ -137,6 +137,10 @@ def test_a_domain_that_is_removed_and_comes_back(world: World, data: str) -> Non
     wait_for(lambda: world.health.storage_domains()[sd_id]["code"] == 358)
     (root.parent / "away").rename(root)
     wait_for(lambda: world.health.usable(sd_id))
+    wait_for(lambda: world.events[-1][1]["code"] == 0)
+    codes = [record["code"] for sd, record in world.events if sd == sd_id]
+    assert [codes[0], codes[-1]] == [0, 0]
+    assert 358 in codes
 
 
 def test_a_pool_domain_stays_watched(world: World, data: str) -> None:

@@ -168,6 +168,9 @@ def test_a_peer_that_leaves_in_the_middle(wire: Wire) -> None:
         peer.send(b"POST /jsonrpc HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
         wait_for(lambda: wire.listener.connections == 1)
     wait_for(lambda: wire.listener.connections == 0)
+    with wire.peer() as another:
+        another.send(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert another.raw(5.0).startswith(b"HTTP/1.1 200")
 
 
 # -- image streams --------------------------------------------------------------------------------
@@ -296,6 +299,7 @@ def test_a_peer_that_leaves_in_the_middle_of_an_upload(start: Start) -> None:
         peer.send(f"PUT / HTTP/1.1\r\nhost: x\r\n{head}content-length: 1000\r\n\r\nxxx".encode())
         wait_for(lambda: memory.data)
     wait_for(lambda: memory.events == ["abort"])
+    assert bytes(memory.data) == b"xxx"
 
 
 def test_a_slow_disk_stops_the_reading(start: Start) -> None:

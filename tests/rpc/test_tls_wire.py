@@ -180,3 +180,5 @@ def test_slow_tls_readers_are_disconnected(start: Start) -> None:
             if _ % 100 == 99 and wire.broker.subscribers("jms.queue.events") == 0:
                 break
         wait_for(lambda: wire.broker.subscribers("jms.queue.events") == 0)
+    wait_for(lambda: wire.listener.connections == 0)
+    assert wire.broker.subscribers("jms.queue.events") == 0
