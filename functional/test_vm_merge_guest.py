@@ -13,7 +13,7 @@ import pytest
 
 from functional.processes import AgentProcess
 from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
-from functional.vm_work import Log, check_chain, end, follow, snapshot
+from functional.vm_work import Log, check_chain, end, follow, leaves, snapshot
 from functional.walk import STEPS
 from functional.world import new_id
 from vdsm_storage.rpc.client import NoResponse
@@ -142,7 +142,7 @@ def test_leaf(lab: VmLab, vm: Machine) -> None:
 
 
 def test_what_is_refused(lab: VmLab, vm: Machine) -> None:
-    before = vm.guest.domain.XMLDesc()
+    before = leaves(vm)
     first, second, third = vm.disks[0].volumes[-3:]
     one = {"vmID": vm.id, "drive": pdiv(lab, vm.disks[0]), "jobUUID": new_id()}
     for base, top in ((second, first), (first, third), (new_id(), third), (second, new_id())):
@@ -151,7 +151,7 @@ def test_what_is_refused(lab: VmLab, vm: Machine) -> None:
     lab.fails(1, "VM.merge", **{**one, "vmID": new_id()}, **names)
     for wrong in ({"imageID": new_id()}, {"volumeID": second}):
         lab.fails(13, "VM.merge", **{**one, "drive": {**one["drive"], **wrong}}, **names)
-    assert vm.guest.domain.XMLDesc() == before
+    assert leaves(vm) == before
     assert lab.stats(vm.id)["vmJobs"] == {}
 
 
