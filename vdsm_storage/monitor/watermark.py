@@ -12,37 +12,36 @@ Units: bytes, seconds, bytes a second.  Times come from the caller, from one mon
     headroom = rate × latency × safety                      in headroom_min … headroom_max
     chunk    = rate × max(chunk_seconds, latency)           in chunk_min … chunk_max
 
-**Headroom** is what the guest lives on while the volume is being extended, so it is what it writes in
-that time.  The *tail* of the latencies counts, not their mean: a guest pauses in the one case of a
+**Headroom** is what the guest lives on while the volume is being extended: what it writes in that
+time.  The *tail* of the latencies counts, not their mean: a guest pauses in the one case of a
 hundred that takes long, and nobody notices the others.  `safety` covers what is not measured (the
 way of the event, a guest that becomes faster meanwhile).
 
 **Rate** rises at once and sinks slowly.  Too little headroom stops a guest, too much costs some
-storage for some minutes: errors are not equal.  Guests write in bursts, with valleys in which a mean
-would forget them.  Nothing is polled: a rate is measured between the points that are known anyway
-(event, statistics when a threshold is armed, slow scan), over the valley and the burst alike, and
-the highest counts until it has decayed, to half in each `half_life`.
+storage for some minutes: the two errors are not equal.  Guests write in bursts, with valleys in
+which a mean would forget them.  Nothing is polled: a rate is measured between the points that are
+known anyway (event, statistics when a threshold is armed, slow scan), over valleys and bursts
+alike, and the highest counts until it has decayed, to half in each `half_life`.
 
-**Chunk** follows the rate, so that an extension lasts `chunk_seconds` however fast the guest is: the
-commits of a volume group, each of which costs all its hosts something, are bounded by drives /
-chunk_seconds.  It never lasts shorter than the next extension takes: else the volume would be
-behind before it is extended, and the headroom, where it is at its maximum, would be used up twice.
+**Chunk** follows the rate, so that an extension lasts `chunk_seconds` however fast the guest is:
+the commits of a volume group, each of which costs all its hosts something, are bounded by drives
+/ chunk_seconds.  It never lasts shorter than the next extension takes: else the volume would be
+behind before it is extended, and its headroom, where that is at its maximum, be used up twice.
 
-**An idle drive** has headroom_min + chunk_min free at most: its chunk is rounded down to extents so
-that the next one does not come on top.  A burst finds it with headroom_min, and its rate is known
-only when the first extension is done, because the time before the event was mostly idle.  It is
-survived without a pause up to
+**An idle drive** has headroom_min + chunk_min free at most: its chunk is rounded down to extents.
+A burst finds it with headroom_min, and its rate is known only when the first extension is done,
+because the time before the event was mostly idle.  It is survived without a pause up to
 
     rate ≤ headroom_min / latency         (the defaults and 0.5 s: 512 MiB/s, at 0.1 s 2.5 GiB/s)
 
-and so is what follows, for chunk_min ≥ headroom_min: when the first extension is done there is room
-for the second, which has the size that the rate then known asks for.  A faster burst is slowed by
-the brake, if the rate is measured again while the first extension is under way.  From then on, until
-it was idle for some half lives, the drive is safe up to rate ≤ headroom_max / latency.
+and so is what follows, for chunk_min ≥ headroom_min: when the first extension is done there is
+room for the time of the second, which is as large as the rate then known asks for.  A faster burst
+is slowed by the brake, if the rate is measured again while the first extension is under way.  From
+then on, until it was idle for some half lives, the drive is safe up to headroom_max / latency.
 
 **Brake.**  A guest that may write free / seconds bytes a second still has room after `seconds`.
-Asked for again and again while an extension is late, with the same or more seconds, it lets the free
-space shrink geometrically and never be used up, down to `throttle_floor`, below which a guest
+Asked for again and again while an extension is late, with the same or more seconds, it lets the
+free space shrink geometrically and never be used up, down to `throttle_floor`, below which a guest
 would not seem slow but dead.
 
 Where minima are above maxima the minima count.  With headroom_min = headroom_max and chunk_min =
@@ -117,7 +116,7 @@ class Rate:
     def now(self, when: float) -> float:
         """Bytes a second: the highest that was measured, decayed until `when`."""
         age = max(0.0, when - self._since)
-        return self._rate * 2.0 ** (-age / self._half_life)
+        return self._rate * math.exp2(-age / self._half_life)
 
     def reset(self) -> None:
         """The drive writes to another layer (snapshot, merge): the next point is the first.
