@@ -59,6 +59,8 @@ from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
 from vdsm_storage.monitor.poller import Poller
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
+from vdsm_storage.monitor.thin_history import History
+from vdsm_storage.monitor.thin_view import ThinView
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
@@ -134,8 +136,7 @@ class Agent:
     def _build(self) -> Services:
         """The services that verbs use, and the kinds of operations that they run."""
         config, clock, lanes, runner = self._config, self._clock, self._lanes, self._runner
-        locks, timeout = Locks(clock), config.storage.lock_timeout
-        limits = config.storage
+        locks, limits, timeout = Locks(clock), config.storage, config.storage.lock_timeout
         qemu_img = QemuImg(memory=limits.untrusted_memory, cpu=limits.untrusted_cpu)
         leasing = DomainLeasing(self._lockspaces, self._leases, clock)
         block = self._block_tools()
@@ -180,6 +181,7 @@ class Agent:
             secrets=self._secrets,
             vms=vms,
             disks=disks,
+            thin=ThinView(History(os.path.join(config.paths.run, "thin"))),
         )
 
     def _host_facts(self, health: Health, block: BlockTools, vms: VmServices) -> HostFacts:

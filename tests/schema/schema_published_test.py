@@ -59,7 +59,9 @@ OWN = {
     "Volume.create": ["secretID?"],
     "Volume.extendSize": ["secretID?"],
 }
-OWN_VERBS = {"rpc.discover", "Host.setJobBandwidth", "VM.setReplicationBandwidth"}
+OWN_VERBS = {
+    "rpc.discover", "Host.setJobBandwidth", "VM.setReplicationBandwidth", "VM.getThinHistory",
+}  # fmt: skip
 RETURNS = {
     "Host.dumpxmls": "DomainXmlMap",  # a map, not a list of maps
     "StorageDomain.resizePV": "IntString",
