@@ -97,6 +97,13 @@ class ActiveVolumes:
         if wanted:
             self._activation.refresh(self._group, wanted)
 
+    def grow(self, volumes: Sequence[str]) -> None:
+        """The same for those only that have another size here."""
+        group, active = self._group.read(), self._activation.active(self._domain)
+        wanted = [v for v in volumes if v in active and active[v].size != group.size_of(v)]
+        if wanted:
+            self._activation.refresh(self._group, wanted)
+
     # -- before they go ------------------------------------------------------------------------
 
     def drop(self, volumes: Sequence[str]) -> None:

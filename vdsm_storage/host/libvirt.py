@@ -59,7 +59,7 @@ class Libvirt:
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._greeters: list[Callable[[], None]] = []
-        self._handlers: list[tuple[int, Callable[..., None]]] = []
+        self._handlers: list[tuple[int, Callable[..., None], Callable[..., None]]] = []
         self._happened: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     @property
@@ -76,13 +76,17 @@ class Libvirt:
         """Called whenever a connection was made, before the events that come on it."""
         self._greeters.append(callback)
 
-    def on_event(self, event_id: int, callback: Callable[..., None]) -> None:
+    def on_event(
+        self, event_id: int, callback: Callable[..., None], *, urgent: bool = False
+    ) -> None:
         """`callback(domain, *facts)` for each event of the kind (libvirt.VIR_DOMAIN_EVENT_ID_...).
 
         Callbacks and greeters run one after the other in a thread of their own: they may call
-        libvirt, and hold up nothing but each other.
+        libvirt, and hold up nothing but each other.  An `urgent` one does not wait for these: it
+        runs in the event loop, and must neither wait nor call libvirt.
         """
-        self._handlers.append((event_id, callback))
+        take = self._pass_event if urgent else self._take_event
+        self._handlers.append((event_id, take, callback))
 
     # -- life --------------------------------------------------------------------------------
 
@@ -189,8 +193,8 @@ class Libvirt:
 
         connection.registerCloseCallback(ended, None)
         self._registered = [
-            connection.domainEventRegisterAny(None, event_id, self._take_event, callback)
-            for event_id, callback in self._handlers
+            connection.domainEventRegisterAny(None, event_id, take, callback)
+            for event_id, take, callback in self._handlers
         ]
         # Last: from now on no call is made on it.
         with contextlib.suppress(libvirt.libvirtError):  # a driver in this process has none
@@ -220,6 +224,15 @@ class Libvirt:
         """From the event loop, which must not wait: handed over at once."""
         *facts_only, callback = facts
         self._happened.put(lambda: callback(domain, *facts_only))
+
+    @staticmethod
+    def _pass_event(_connection: Any, domain: Any, *facts: Any) -> None:
+        """From the event loop, too."""
+        *facts_only, callback = facts
+        try:
+            callback(domain, *facts_only)
+        except Exception:
+            log.exception("An event of libvirt could not be dealt with")
 
     def _deliver(self) -> None:
         while (work := self._happened.get()) is not None:
