@@ -58,7 +58,7 @@ BROAD_EXCEPT: Mapping[str, Collection[str]] = {
     "base.aside": ("run",),
     "base.lanes": ("_work",),
     "host.bounded": ("_work",),
-    "host.libvirt": ("_deliver", "_pass_event"),
+    "host.libvirt": ("_deliver", "_take_event"),
     "leases.lost": ("_run",),
     "monitor.alarms": ("_run",),
     "monitor.crew": ("_run",),
