@@ -77,7 +77,7 @@ def wait_thin(
 
 
 def wait_armed(lab: VmLab, machine: Machine, name: str = "vda") -> dict[str, Any]:
-    return wait_thin(lab, machine, lambda one: one["state"] == "armed", "the disk to be armed", name)
+    return wait_thin(lab, machine, lambda one: one["state"] == "armed", "it to be armed", name)
 
 
 def lv_size(lab: VmLab, volume: str, domain: str = "") -> int:
@@ -123,6 +123,12 @@ def history(lab: VmLab, machine: Machine, name: str = "vda") -> list[str]:
     """What became of a disk, word by word."""
     points = lab.call("VM.getThinHistory", vmID=machine.id, drive=name)[name]
     return [point["what"] for point in points]
+
+
+def limits(machine: Machine, name: str = "vda") -> dict[str, int]:
+    """Of the disk, as QEMU has them."""
+    found: dict[str, int] = machine.guest.domain.blockIoTune(name)
+    return {key: value for key, value in found.items() if key != "group_name"}
 
 
 def node(machine: Machine, name: str = "vda") -> str:
