@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest that would be out of space before its volume has grown is slowed, not stopped.
 
-At the beginning of an extension, when what is free would not last as long as extensions may take;
-and again while one takes longer, each time for as long again as it took so far: then the guest has
-always some room left, and writes ever slower.
+At the beginning of an extension, when what is free would not last as long as extensions may take.
+While one takes longer than that it is looked again, and what is free then must last for as long
+again as it took so far, and until the next look: the guest has always some room left, and writes
+ever slower.  One that failed is tried again in a while, and may fail again: it must last for
+several of these.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from vdsm_storage.monitor.watermark import brake
 
 WORKERS: Final = 8
 SOONEST: Final = 0.25  # seconds until it is looked whether an extension is still under way
+RETRIES: Final = 4  # attempts that may fail before a guest is out of space
 SHARE: Final = 0.5  # of the time that it took so far, until it is looked again
 
 log = logging.getLogger("thin")
@@ -30,8 +33,11 @@ log = logging.getLogger("thin")
 
 @dataclass(frozen=True, slots=True)
 class _Slow:
+    """What a drive has free must last for so many seconds.  `measure`: more was written since."""
+
     each: Watched
-    rate: int  # bytes a second
+    seconds: float
+    measure: bool
 
 
 class Brake:
@@ -54,38 +60,53 @@ class Brake:
         tools = self._tools
         now = tools.clock.monotonic()
         for each in drives:
-            self._slow(each, now, tools.tail(each.volume.domain))
+            seconds = tools.tail(each.volume.domain)
+            if self._rate(each, seconds) is not None:  # seldom; the others cost nothing
+                self._crew.put(_Slow(each, seconds, measure=False))
         self._look_later(drives, now)
 
-    def _slow(self, each: Watched, now: float, seconds: float) -> None:
+    def failed(self, each: Watched, delay: float) -> None:
+        """It could not be extended, and is tried again after `delay` seconds.  Returns at once."""
+        if self._on:
+            elapsed = self._tools.clock.monotonic() - each.started
+            seconds = elapsed + self._tools.tail(each.volume.domain) + RETRIES * delay
+            self._crew.put(_Slow(each, seconds, measure=True))
+
+    def _rate(self, each: Watched, seconds: float) -> int | None:
+        """What it may write a second; None for as much as it does, or may already."""
+        now = self._tools.clock.monotonic()
         rate = brake(self._tools.policy, each.free, each.rate.now(now), seconds)
-        if rate is not None and not each.paused and (not each.throttle or rate < each.throttle):
-            self._crew.put(_Slow(each, rate))
+        if rate is None or (each.throttle and rate >= each.throttle):
+            return None
+        return rate
 
     def _look_later(self, drives: Sequence[Watched], since: float) -> None:
-        elapsed = self._tools.clock.monotonic() - since
-        self._tools.alarms.after(
-            max(SOONEST, elapsed * SHARE), lambda: self._look_again(drives, since)
-        )
+        self._tools.alarms.after(self._pause(since), lambda: self._look_again(drives, since))
+
+    def _pause(self, since: float) -> float:
+        """Seconds until it is looked again."""
+        return max(SOONEST, (self._tools.clock.monotonic() - since) * SHARE)
 
     def _look_again(self, drives: Sequence[Watched], since: float) -> None:
         late = [each for each in drives if each.started and each.started <= since]
         if not late:
             return
+        elapsed = self._tools.clock.monotonic() - since
         for each in late:
-            self._crew.put(_Slow(each, 0))
+            seconds = max(elapsed, self._tools.tail(each.volume.domain)) + self._pause(since)
+            self._crew.put(_Slow(each, seconds, measure=True))
         self._look_later(late, since)
 
     def _lower(self, work: list[_Slow]) -> None:
         (slow,) = work
-        each, rate = slow.each, slow.rate
-        tools = self._tools
+        each, tools = slow.each, self._tools
         try:
-            if not rate:
-                self._measure(each)
+            if slow.measure:
+                allocation, _size = tools.libvirt.written(each.vm, each.name)
+                each.saw(tools.clock.monotonic(), allocation)
+            rate = self._rate(each, slow.seconds)
+            if rate is None or not each.started or each.paused:
                 return
-            if not each.started or each.paused:
-                return  # it has its space, or is in need of nothing else
             tools.throttles.lower(each.vm, each.name, rate)
             if not each.started:  # it got it just now, and whoever gave it saw nothing to release
                 tools.throttles.lift(each.vm, each.name)
@@ -98,16 +119,6 @@ class Brake:
             each.throttle_since = tools.clock.monotonic()
         each.throttle = rate
         tools.note(each, THROTTLED)
-
-    def _measure(self, each: Watched) -> None:
-        """How fast it really is, while its extension is late."""
-        tools = self._tools
-        if not each.started or each.paused:
-            return
-        allocation, _size = tools.libvirt.written(each.vm, each.name)
-        now = tools.clock.monotonic()
-        each.saw(now, allocation)
-        self._slow(each, now, max(tools.tail(each.volume.domain), now - each.started))
 
     def release(self, each: Watched) -> None:
         """It has room again.  Raises VmError, 59, OSError."""

@@ -149,6 +149,7 @@ class Extending:
         delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(each.failures - 1, 10))
         log.warning("VM %s disk %s is not extended, tried again in %g s: %s", each.vm, each.name,
                     delay, error)  # fmt: skip
+        self.brake.failed(each, delay)
         if isinstance(error, VolumeDoesNotExist):
             self._look(each.vm)
         self._tools.alarms.after(delay, lambda: self._again(each, since))

@@ -20,7 +20,7 @@ from vdsm_storage.monitor.watermark import seconds_to_full
 LOOK: Final = 0.5  # seconds between two looks while somebody waits
 READ: Final = 60.0  # seconds that such a look may wait for its thread
 CLEAR: Final = 2.0  # times the warning's seconds, until it is over
-ENOUGH, LOW, FULL = "enough", "low", "full"  # levels
+ENOUGH, LOW, FULL = "enough", "low", "full"  # levels; somebody waits in the last one
 
 log = logging.getLogger("thin")
 
@@ -103,9 +103,9 @@ class Space:
             with self._mutex:
                 self._free[domain] = free
                 before = self._told.get(domain, ENOUGH)
-                level = self._level(free, seconds, before)
-                self._told[domain] = level
                 waiting = len(self._waiting.get(domain, ()))
+                level = FULL if waiting else self._level(free, seconds, before)
+                self._told[domain] = level
             if level != before:
                 facts = {"level": level, "free": str(free), "rate": f"{rate:.0f}",
                          "waiting": waiting}  # fmt: skip
@@ -117,7 +117,7 @@ class Space:
     def _level(self, free: int, seconds: float | None, before: str) -> str:
         """It is not low any more only when there is clearly more than at first."""
         if free < self._tools.policy.extent:
-            return FULL
+            return LOW
         limit = self._tools.settings.warn_seconds
         if before != ENOUGH:
             limit *= CLEAR
