@@ -115,6 +115,17 @@ def start_agent(
 
 
 @pytest.fixture(scope="module")
+def lab(
+    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
+) -> Iterator[Any]:
+    """A VmLab on two directories, with default settings: who wants another has its own fixture."""
+    from functional.vm_lab import vm_lab  # libvirt takes seconds to import under emulation
+
+    with vm_lab(workdir, start_agent, make_server) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
 def make_server(workdir: Path) -> Iterator[Callable[[str], StorageServer]]:
     """make_server(kind) -> storage that a domain can be made on.
 
