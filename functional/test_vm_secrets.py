@@ -17,7 +17,7 @@ from functional.vm_create import fails, nothing_stays, plan, start, state, xml
 from functional.vm_disks import source
 from functional.vm_lab import SIZE, Machine, VmDisk, VmLab, vm_lab
 from functional.vm_work import end
-from functional.world import COW, new_id
+from functional.world import COW, RAW, new_id
 from vdsm_storage.rpc.client import Client
 
 KEY = "Grauer-Wolf-3391-am-Fluss"  # opens the disk
@@ -48,12 +48,16 @@ def lab(
 
 @pytest.fixture(scope="module")
 def disk(lab: VmLab) -> VmDisk:
+    return encrypted_disk(lab, COW)
+
+
+def encrypted_disk(lab: VmLab, base: int) -> VmDisk:
     """A snapshot on a volume, both encrypted; the secret is not registered any more."""
     registered = {**secret(), "usageID": "ovirt/for-a-moment"}
     lab.call("Host.registerSecrets", secrets=[registered])
     image = new_id()
     made = VmDisk(
-        image, [lab.world.create(image, volFormat=COW, size=str(SIZE), secretID=SECRET)]
+        image, [lab.world.create(image, volFormat=base, size=str(SIZE), secretID=SECRET)]
     )
     made.volumes.append(
         lab.world.create(
@@ -138,6 +142,20 @@ def test_disk_opens_with_its_secret(lab: VmLab, disk: VmDisk) -> None:
     assert usages(lab) == OF_VM
     lab.call("VM.destroy", vmID=machine.id)
     assert usages(lab) == {}
+
+
+def test_disk_on_a_raw_volume(lab: VmLab) -> None:
+    """That is opened with the key, too, and a guest that boots finds its file system there."""
+    made = encrypted_disk(lab, RAW)
+    made.volumes.append(made.volumes.pop())
+    lower = VmDisk(made.image, made.volumes[:1])
+    unlocked = plan(lab, "luks", [lower])
+    assert "encrypted" in fails(lab, unlocked, secrets=[secret()])
+    wanted = plan(lab, "luks", [made], boots=True, more=key())
+    machine = start(lab, wanted, [made], secrets=[secret()])
+    machine.guest.wait_ready()
+    machine.guest.run("mkfs.ext4 -q /dev/vda && mkdir -p /mnt/k && mount /dev/vda /mnt/k")
+    lab.call("VM.destroy", vmID=machine.id)
 
 
 def test_snapshot_of_it(lab: VmLab, disk: VmDisk) -> None:
