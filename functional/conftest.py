@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from functional.engine.host import LOCALFS, POSIXFS, StorageServer
+from functional.outside import Outside
 from functional.processes import AgentProcess, leftovers
 from functional.standin.process import StandInProcess
 
@@ -52,6 +54,14 @@ def workdir() -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", name], check=False, timeout=30)
     shutil.rmtree(path, ignore_errors=True)
     assert left == []
+
+
+@pytest.fixture
+def outside(workdir: Path) -> Iterator[Outside]:
+    """A directory that nobody has any business in."""
+    made = Outside(workdir / f"outside-{uuid.uuid4()}")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

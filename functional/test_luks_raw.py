@@ -201,6 +201,18 @@ def test_a_snapshot_and_a_merge_of_a_running_guest(world: World, kind: str) -> N
     assert PATTERN not in first_bytes(world, base)
 
 
+def test_memory_is_not_saved_into_one(world: World) -> None:
+    """It would be written over the header."""
+    volumes = [make(world, "local") for _ in range(2)]
+    names = [part for one in volumes for part in (one.image, one.volume)]
+    where = ",".join([world.domains["local"], world.lab.pool, *names])
+    job = str(uuid.uuid4())
+    with world.guest(world.make("local")) as guest:
+        world.lab.call("VM.snapshot", vmID=guest.id, snapDrives=[], snapMemory=where, jobUUID=job)
+        assert world.lab.wait_job(job) == 48
+    assert all(world.opens(one, KEY, raw=True) for one in volumes)
+
+
 def pdiv(world: World, where: Volume) -> dict[str, str]:
     return {
         "poolID": world.lab.pool, "domainID": where.domain, "imageID": where.image,

@@ -20,6 +20,14 @@ GUID = "360014052d05b1f3670a40e0ae4637e4f"
 VG = "Dxzv10-gMnm-EsIZ-vUO9-q8LQ-uNT6-h1IWoQ"
 
 
+Case = tuple[str, dict[str, Any], dict[str, Any]]
+
+
+def unchanged(verb: str, sent: dict[str, Any]) -> Case:
+    """A row of a verb whose function gets what was sent."""
+    return verb, sent, sent
+
+
 def check_form(
     checker: Checker, verb: str, sent: dict[str, Any], expected: dict[str, Any]
 ) -> None:

@@ -22,6 +22,7 @@ from tests.schema.engine_forms import (
     VOL2,
     ZERO,
     check_form,
+    unchanged,
 )
 from vdsm_storage import errors
 from vdsm_storage.schema.loader import Schema
@@ -308,7 +309,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             }
         },
     ),
-    (
+    unchanged(
         "NBD.start_server",
         {
             "server_id": JOB,
@@ -323,27 +324,14 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 "bitmap": None,
             },
         },
-        {
-            "config": {
-                "sd_id": SD,
-                "img_id": IMG,
-                "vol_id": VOL,
-                "readonly": True,
-                "discard": False,
-                "detect_zeroes": True,
-                "backing_chain": False,
-                "bitmap": None,
-            }
-        },
     ),
-    (
+    unchanged(
         "ManagedVolume.attach_volume",
         {
             "vol_id": VOL,
             "connection_info": {"driver_volume_type": "rbd", "data": {"name": "p/v", "n": [1]}},
             "sd_id": SD,
         },
-        {"connection_info": {"driver_volume_type": "rbd", "data": {"name": "p/v", "n": [1]}}},
     ),
     # -- VM
     (
