@@ -29,24 +29,18 @@ volumes by its format: where N is larger, the others in its volume group are in 
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import os
 import random
-import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.scale_agent import COW, RAW, Domain, domain_in_use
 from benchmarks.scale_group import EXTENT, SIZE, Bench, Volume, loop_device, new_volumes
-from benchmarks.table import ROUNDS, Row, Table, low, show, wall
+from benchmarks.table import ROUNDS, Row, Table, conclude, directory, low, options, wall
 from vdsm_storage.base.files import read_direct
 from vdsm_storage.domains import block_names as names
 from vdsm_storage.domains.block_slots import METADATA_SIZE, SLOT_SIZE, Slots, slot_offset
@@ -283,29 +277,16 @@ def _spent(scale: Scale) -> tuple[float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    for option in ("--quick", "--json", "-v"):
-        parser.add_argument(option, action="store_true")
-    options = parser.parse_args()
-    sizes = [size for size in SIZES if size <= QUICK] if options.quick else SIZES
+    chosen = options()
+    sizes = [size for size in SIZES if size <= QUICK] if chosen.quick else SIZES
     table, remarks = Table(), []
-    place = os.environ.get("TMPDIR", "/var/tmp")
-    directory = Path(tempfile.mkdtemp(prefix="vdsm-bench-", dir=place))
-    try:
-        reading_slots(table, directory)
-        looks_at_scale(table, directory, sizes)
-        at_scale(table, directory, sizes)
-        if not options.quick:
-            remarks = one_second(directory)
-    finally:
-        shutil.rmtree(directory)
-    if options.json:
-        rows = [{**asdict(row), "ok": row.kept} for row in table.rows]
-        print(json.dumps({"measures": rows, "remarks": remarks}, indent=1))
-    else:
-        show(table.rows)
-        print(*remarks, sep="\n")
-    return 0 if all(row.kept for row in table.rows) else 1
+    with directory() as place:
+        reading_slots(table, place)
+        looks_at_scale(table, place, sizes)
+        at_scale(table, place, sizes)
+        if not chosen.quick:
+            remarks = one_second(place)
+    return conclude(table.rows, remarks, chosen.json)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_type_summary(schema: Schema) -> None:
 
 
 def test_the_table_has_every_code_that_the_agent_answers(schema: Schema) -> None:
-    """A new class in errors.py wants a row in schema/errors.yml."""
+    """A new class in vdsm_storage/errors wants a row in schema/errors.yml."""
     known = {error.code for error in schema.errors().values()}
     ours = {
         found.code: name

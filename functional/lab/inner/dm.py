@@ -129,6 +129,13 @@ def replace_table(name: str, table: str) -> None:
     run("dmsetup", "resume", "--noudevsync", name)
 
 
+def active(group: str) -> set[str]:
+    """Volumes of a volume group that the kernel has."""
+    start = group.replace("-", "--") + "-"
+    rows = [row.split()[0] for row in run("dmsetup", "ls").splitlines()]
+    return {row.removeprefix(start).replace("--", "-") for row in rows if row.startswith(start)}
+
+
 class Loops:
     """Loop devices over sparse files of one directory."""
 
