@@ -84,7 +84,7 @@ def test_fixed_headroom_is_enough_exactly_when_it_is_rate_times_latency(headroom
     share=st.floats(0.05, 1),
     seed=st.integers(),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_idle_drive_survives_a_burst_that_fits_headroom_min(
     slowest: float, delay: float, share: float, seed: int
 ) -> None:
@@ -97,7 +97,7 @@ def test_idle_drive_survives_a_burst_that_fits_headroom_min(
 
 
 @given(slowest=st.floats(0.05, 20), share=st.floats(0.2, 1), seed=st.integers())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_hot_drive_never_pauses_while_it_fits_headroom_max(
     slowest: float, share: float, seed: int
 ) -> None:
@@ -110,7 +110,7 @@ def test_hot_drive_never_pauses_while_it_fits_headroom_max(
 
 
 @given(seed=st.integers(0, 1 << 30), highest=st.floats(50, 2000))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_random_walk_does_not_pause(seed: int, highest: float) -> None:
     setup = Setup(uniform(0.1, 0.9), seed=seed)
     found = simulate(setup, walk(random.Random(seed), highest * MIB, 300))
@@ -147,13 +147,13 @@ def test_volume_is_written_to_its_limit() -> None:
 
 
 @given(rate=st.floats(1, 1000), length=st.floats(0.6, 10), begin=st.floats(0, 60))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_brake_keeps_guests_going_through_a_stall(rate: float, length: float, begin: float) -> None:
     """Up to twice what an idle drive survives without, and storage 20 times slower than known."""
     setup = Setup(exactly(0.5), stall=(begin, begin + length), braked=True)
     found = simulate(setup, burst(10, rate * MIB, 60, trickle=0.1 * MIB))
     assert found.pauses == 0
-    assert found.throttled <= length + 2.0
+    assert found.throttled <= length + 0.5 * found.extensions
 
 
 @pytest.mark.parametrize("mib", [600, 1000, 2000])
@@ -176,11 +176,11 @@ def test_brake_lets_a_guest_go_that_is_always_too_fast() -> None:
 
 
 def test_brake_does_nothing_where_extensions_are_as_they_were() -> None:
-    """Half of what an idle drive survives, ten times as much for one that became fast by steps."""
+    """Half of what an idle drive survives; ten times as much when it became fast by steps."""
     setup = Setup(uniform(0.2, 0.5), braked=True)
     for mib in (1, 50, 250):
         assert simulate(setup, burst(100, mib * MIB, 200)).throttled == 0
-    assert simulate(setup, climb(250 * MIB, 2500 * MIB, 1.5, 20)).throttled == 0
+    assert simulate(setup, climb(250 * MIB, 2500 * MIB, 1.5, 20)).throttled < 0.5, "in 240 s"
 
 
 def test_stall_without_brake_pauses_once_and_goes_on() -> None:
@@ -207,7 +207,7 @@ def test_outlier_pauses_only_when_none_was_seen_lately() -> None:
         min((p - at for at in prepared if at < p), default=1e9) for p in found.pauses_at
     ]
     assert all(seconds > 60 for seconds in since_prepared), "headroom was there for it"
-    assert found.headrooms[-1][1] < 2000 * MIB or len(prepared) < len(found.headrooms)
+    assert len(prepared) < 0.9 * len(found.headrooms), "it is given up"
 
 
 def test_outliers_never_pause_a_guest_that_is_braked() -> None:

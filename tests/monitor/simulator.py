@@ -205,8 +205,8 @@ class Guest:
             return  # something came in between
         self.catch_up()
         segment = self._pattern[self._at]
-        whole = segment.rate * segment.seconds if segment.rate else segment.seconds
-        if self._done >= whole - 1e-3:
+        whole = segment.rate * segment.seconds - 1 if segment.rate else segment.seconds - 1e-9
+        if self._done >= whole:  # to a byte, for times are not more exact than that
             self._at, self._done = self._at + 1, 0.0
             if self.ended:
                 self.ended_at = self._time.now

@@ -161,8 +161,8 @@ def test_with_equal_bounds_sizes_are_fixed(
         pytest.param(64, 0.5, 256, 256, id="as fast as an idle drive may be"),
         pytest.param(500, 0.1, 256, 2000, id="quick storage"),
         pytest.param(500, 0.5, 512, 2000, id="fast guest"),
-        pytest.param(500, 1.39, 1408, 2000, id="fast guest, storage that is slow"),
-        pytest.param(100, 12, 2432, 2432, id="a chunk is not below the headroom"),
+        pytest.param(500, 1.39, 1392, 2000, id="fast guest, storage that is slow"),
+        pytest.param(100, 12, 2400, 2400, id="a chunk is not below the headroom"),
         pytest.param(2000, 1.5, 4096, 4096, id="the most that is allowed"),
     ],
 )

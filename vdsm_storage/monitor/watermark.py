@@ -9,15 +9,15 @@ Units: bytes, seconds, bytes a second.  Times come from the caller, from one mon
     threshold  ├────────────────────┤ size - headroom: libvirt tells when it is passed
     target     = allocation + headroom + chunk, in whole extents, at most limit
 
-    headroom = rate × latency × safety, in whole extents,   in headroom_min … headroom_max
+    headroom = rate × latency × safety, in steps,           in headroom_min … headroom_max
     chunk    = max(rate × chunk_seconds, headroom)          in chunk_min … chunk_max
 
 **Headroom** is what the guest lives on while the volume is being extended: what it writes in that
 time.  The *tail* of the latencies counts, not their mean: a guest pauses in the one case of a
 hundred that takes long, and nobody notices the others.  `safety` covers what is not measured (the
-way of the event, a guest that becomes faster meanwhile).  It changes by whole extents: if it sank
-by bytes as the rate decays, a threshold that is passed would be armed again a little above, and be
-passed again, and so on.
+way of the event, a guest that becomes faster meanwhile).  It changes in steps: when a threshold is
+passed after the rate has decayed, the next one is a step above at least.  With bytes for steps a
+drive that cools down would have a dozen events more.
 
 **Rate** rises at once and sinks slowly.  Too little headroom stops a guest, too much costs some
 storage for some minutes: the two errors are not equal.  Guests write in bursts, with valleys in
@@ -61,6 +61,8 @@ from typing import Final
 
 from vdsm_storage.base.units import MIB, round_up
 
+# Headroom is a multiple of it, or one of its bounds.
+STEP: Final = 16 * MIB
 # Over less than that a rate says how a guest's writes are cut into pieces, not how fast it is.
 SHORTEST: Final = 0.05  # seconds
 # How many latencies are remembered.  The next one exceeds the highest of these in 1.5 % of cases.
@@ -205,7 +207,7 @@ def plan(policy: Policy, view: View, rate: float, latency: float) -> Plan:
 def headroom_for(policy: Policy, rate: float, latency: float) -> int:
     """Bytes that must be free when an extension begins."""
     written = min(rate * latency * policy.safety, policy.headroom_max)  # it may be infinite
-    wanted = round_up(math.ceil(written), policy.extent)
+    wanted = round_up(math.ceil(written), STEP)
     return max(policy.headroom_min, min(wanted, policy.headroom_max))
 
 
@@ -245,9 +247,9 @@ def brake(policy: Policy, free: int, rate: float, seconds: float) -> int | None:
 def is_possible(view: View) -> bool:
     """Whether the device could hold what is said to be written.
 
-    That may be more than it has: a write past the end counts for QEMU although it failed.  But it
+    That may be more than it has: QEMU (7.2) counts a write past the end although it failed.  But it
     is never more than the volume may ever have.  A capacity that libvirt gives as 0 (it does after
-    a backup) makes no limit: the caller must know another, or pass 0 and is told so.
+    a backup) makes no limit: the caller must know another one, or pass 0 and is told so.
     """
     return view.limit > 0 and view.size > 0 and 0 <= view.allocation <= max(view.size, view.limit)
 
