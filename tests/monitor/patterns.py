@@ -36,12 +36,12 @@ def climb(first: float, last: float, factor: float, seconds: float) -> Pattern:
     return [*(Segment(rate, seconds) for rate in rates), Segment(last, 5 * seconds)]
 
 
-def walk(rng: random.Random, highest: float, steps: int, seconds: float = 2.0) -> Pattern:
-    """A rate that becomes up to 1.5 times more or less at a time."""
-    rate, found = highest / 8, []
+def walk(rng: random.Random, first: float, highest: float, steps: int) -> Pattern:
+    """A rate that becomes up to 1.5 times more or less each two seconds."""
+    rate, found = first, []
     for _ in range(steps):
-        rate = min(highest, max(highest / 64, rate * rng.uniform(1 / 1.5, 1.5)))
-        found.append(Segment(rate, seconds))
+        rate = min(highest, max(first / 8, rate * rng.uniform(1 / 1.5, 1.5)))
+        found.append(Segment(rate, 2.0))
     return found
 
 

@@ -14,10 +14,10 @@ Units: bytes, seconds, bytes a second.  Times come from the caller, from one mon
 
 **Headroom** is what the guest lives on while the volume is being extended: what it writes in that
 time.  The *tail* of the latencies counts, not their mean: a guest pauses in the one case of a
-hundred that takes long, and nobody notices the others.  `safety` covers what is not measured (the
-way of the event, a guest that becomes faster meanwhile).  It changes in steps: when a threshold is
-passed after the rate has decayed, the next one is a step above at least.  With bytes for steps a
-drive that cools down would have a dozen events more.
+hundred that takes long, and nobody notices the others.  `safety` covers what is not measured: the
+way of the event, and a guest that becomes so many times faster until the next extension.  The
+headroom changes in steps: when a threshold is passed after the rate has decayed, the next one is a
+step above at least.  With bytes for steps a drive that cools down would have a dozen events more.
 
 **Rate** rises at once and sinks slowly.  Too little headroom stops a guest, too much costs some
 storage for some minutes: the two errors are not equal.  Guests write in bursts, with valleys in
