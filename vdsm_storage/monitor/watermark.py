@@ -9,13 +9,15 @@ Units: bytes, seconds, bytes a second.  Times come from the caller, from one mon
     threshold  ├────────────────────┤ size - headroom: libvirt tells when it is passed
     target     = allocation + headroom + chunk, in whole extents, at most limit
 
-    headroom = rate × latency × safety                      in headroom_min … headroom_max
-    chunk    = rate × max(chunk_seconds, latency)           in chunk_min … chunk_max
+    headroom = rate × latency × safety, in steps,           in headroom_min … headroom_max
+    chunk    = max(rate × chunk_seconds, headroom)          in chunk_min … chunk_max
 
 **Headroom** is what the guest lives on while the volume is being extended: what it writes in that
 time.  The *tail* of the latencies counts, not their mean: a guest pauses in the one case of a
-hundred that takes long, and nobody notices the others.  `safety` covers what is not measured (the
-way of the event, a guest that becomes faster meanwhile).
+hundred that takes long, and nobody notices the others.  `safety` covers what is not measured: the
+way of the event, and a guest that becomes so many times faster until the next extension.  The
+headroom changes in steps: when a threshold is passed after the rate has decayed, the next one is a
+step above at least.  With bytes for steps a drive that cools down would have a dozen events more.
 
 **Rate** rises at once and sinks slowly.  Too little headroom stops a guest, too much costs some
 storage for some minutes: the two errors are not equal.  Guests write in bursts, with valleys in
@@ -25,24 +27,26 @@ alike, and the highest counts until it has decayed, to half in each `half_life`.
 
 **Chunk** follows the rate, so that an extension lasts `chunk_seconds` however fast the guest is:
 the commits of a volume group, each of which costs all its hosts something, are bounded by drives
-/ chunk_seconds.  It never lasts shorter than the next extension takes: else the volume would be
-behind before it is extended, and its headroom, where that is at its maximum, be used up twice.
+/ chunk_seconds.  It is never below the headroom, which is where a guest becomes faster than was
+known: the first extension then uses up the headroom, and while the second is made, which has the
+right size, there is the chunk of the first.
 
 **An idle drive** has headroom_min + chunk_min free at most: its chunk is rounded down to extents.
 A burst finds it with headroom_min, and its rate is known only when the first extension is done,
-because the time before the event was mostly idle.  It is survived without a pause up to
+because the time before the event was mostly idle.  As chunk_min ≥ headroom_min, it is survived
+without a pause up to
 
     rate ≤ headroom_min / latency         (the defaults and 0.5 s: 512 MiB/s, at 0.1 s 2.5 GiB/s)
 
-and so is what follows, for chunk_min ≥ headroom_min: when the first extension is done there is
-room for the time of the second, which is as large as the rate then known asks for.  A faster burst
-is slowed by the brake, if the rate is measured again while the first extension is under way.  From
-then on, until it was idle for some half lives, the drive is safe up to headroom_max / latency.
+A faster one is slowed by the brake, if the rate is measured again while the first extension is
+under way.  From then on, until it was idle for some half lives, the drive is safe up to
+headroom_max / latency.
 
 **Brake.**  A guest that may write free / seconds bytes a second still has room after `seconds`.
-Asked for again and again while an extension is late, with the same or more seconds, it lets the
-free space shrink geometrically and never be used up, down to `throttle_floor`, below which a guest
-would not seem slow but dead.
+Asked for again and again while an extension is late, each time for as long as that is expected to
+take yet (`expected`), it never lets the free space be used up, only shrink, down to
+`throttle_floor`: below that a guest would not seem slow but dead.  256 MiB with a tail of 0.5 s
+outlast storage that does not answer for 10 s at the full 512 MiB/s, for 25 s at half of it.
 
 Where minima are above maxima the minima count.  With headroom_min = headroom_max and chunk_min =
 chunk_max the policy is the one with fixed sizes.
@@ -57,8 +61,10 @@ from typing import Final
 
 from vdsm_storage.base.units import MIB, round_up
 
+# Headroom is a multiple of it, or one of its bounds.
+STEP: Final = 16 * MIB
 # Over less than that a rate says how a guest's writes are cut into pieces, not how fast it is.
-SHORTEST: Final = 0.1  # seconds
+SHORTEST: Final = 0.05  # seconds
 # How many latencies are remembered.  The next one exceeds the highest of these in 1.5 % of cases.
 REMEMBERED: Final = 64
 # As long as there are fewer, the one that is assumed counts as one of them.
@@ -84,7 +90,8 @@ class Policy:
 class Rate:
     """How fast a drive is written, from points (time, allocation); any interval of time will do.
 
-    Less than 200 bytes.  Not for bogus allocations (`is_possible`).
+    When a guest pauses, that should be a point as well: else the pause makes it seem slow.  Not for
+    bogus allocations (`is_possible`).  Less than 256 bytes.
     """
 
     __slots__ = ("_allocation", "_half_life", "_rate", "_since", "_when")
@@ -199,13 +206,16 @@ def plan(policy: Policy, view: View, rate: float, latency: float) -> Plan:
 
 def headroom_for(policy: Policy, rate: float, latency: float) -> int:
     """Bytes that must be free when an extension begins."""
-    return _between(policy.headroom_min, rate * latency * policy.safety, policy.headroom_max)
+    written = min(rate * latency * policy.safety, policy.headroom_max)  # it may be infinite
+    wanted = round_up(math.ceil(written), STEP)
+    return max(policy.headroom_min, min(wanted, policy.headroom_max))
 
 
 def chunk_for(policy: Policy, rate: float, latency: float) -> int:
     """Bytes that an extension adds to the headroom; at least one extent, so that it is one."""
-    wanted = rate * max(policy.chunk_seconds, latency)
-    return _between(smallest_chunk(policy), wanted, policy.chunk_max)
+    lasting = math.ceil(min(rate * policy.chunk_seconds, policy.chunk_max))
+    wanted = max(lasting, headroom_for(policy, rate, latency))
+    return max(smallest_chunk(policy), min(wanted, policy.chunk_max))
 
 
 def smallest_chunk(policy: Policy) -> int:
@@ -213,9 +223,14 @@ def smallest_chunk(policy: Policy) -> int:
     return max(policy.chunk_min, policy.extent)
 
 
-def _between(low: int, wanted: float, high: int) -> int:
-    """`wanted`, rounded up, within its bounds (before it is rounded: it may be infinite)."""
-    return max(low, math.ceil(min(wanted, high)))
+def expected(tail: float, elapsed: float) -> float:
+    """Seconds that an extension may take yet which has taken `elapsed`, for `brake`.
+
+    Up to the tail: what is left of that, but at least as long again, for it may be the one of a
+    hundred.  After the tail it is something else (storage that does not answer), and the longer
+    that has lasted the longer it will last: the overdue time counts twice.
+    """
+    return max(tail - elapsed, elapsed, 2 * elapsed - tail)
 
 
 def brake(policy: Policy, free: int, rate: float, seconds: float) -> int | None:
@@ -223,6 +238,7 @@ def brake(policy: Policy, free: int, rate: float, seconds: float) -> int | None:
 
     None: at `rate` they do.
     """
+    free = max(0, free)
     if rate * seconds <= free:
         return None
     return max(policy.throttle_floor, int(free / seconds))
@@ -231,9 +247,9 @@ def brake(policy: Policy, free: int, rate: float, seconds: float) -> int | None:
 def is_possible(view: View) -> bool:
     """Whether the device could hold what is said to be written.
 
-    That may be more than it has: a write past the end counts for QEMU although it failed.  But it
+    That may be more than it has: QEMU (7.2) counts a write past the end although it failed.  But it
     is never more than the volume may ever have.  A capacity that libvirt gives as 0 (it does after
-    a backup) makes no limit: the caller must know another, or pass 0 and is told so.
+    a backup) makes no limit: the caller must know another one, or pass 0 and is told so.
     """
     return view.limit > 0 and view.size > 0 and 0 <= view.allocation <= max(view.size, view.limit)
 
