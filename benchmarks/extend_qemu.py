@@ -35,7 +35,7 @@ CLUSTER = 2 * MIB  # so that all tables are at the begin of the image
 TABLES = 32 * MIB  # more than they take
 PIECE = 64 * 1024
 REQUEST = MIB  # bytes of one write of the fast writer
-IN_FLIGHT = 16
+IN_FLIGHT = 4
 TIMEOUT = 300.0
 
 
