@@ -71,7 +71,7 @@ class Looking:
         """Two calls for all VMs; one more for those that changed since they were looked at."""
         tools = self._tools
         states = {state.id: state for state in tools.registry.running()}
-        for vm in set(tools.board.vms()) - set(states):
+        for vm in {*tools.board.vms(), *tools.history.vms()} - states.keys():
             self.forget(vm)
         extents = tools.libvirt.extents() if states else {}
         for vm, state in states.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Final
 
 from vdsm_storage.errors import AgentError
 from vdsm_storage.monitor.thin_drive import Watched
@@ -20,6 +20,7 @@ from vdsm_storage.monitor.watermark import seconds_to_full
 LOOK: Final = 0.5  # seconds between two looks while somebody waits
 READ: Final = 60.0  # seconds that such a look may wait for its thread
 CLEAR: Final = 2.0  # times the warning's seconds, until it is over
+ENOUGH, LOW, FULL = "enough", "low", "full"  # levels
 
 log = logging.getLogger("thin")
 
@@ -32,7 +33,7 @@ class Space:
         self._want = want
         self._mutex = threading.Lock()
         self._waiting: dict[str, dict[Watched, None]] = {}  # by domain, those without space
-        self._warned: set[str] = set()
+        self._told: dict[str, str] = {}  # by domain, the level
         self._free: dict[str, int] = {}  # by domain, bytes when it was last looked at
 
     # -- waiting -----------------------------------------------------------------------------
@@ -99,26 +100,25 @@ class Space:
                 log.info("Domain %s: %s", domain, error)
                 continue
             seconds = seconds_to_full(free, rate)
-            limit = self._tools.settings.warn_seconds
-            full = free < self._tools.policy.extent
-            near = full or (seconds is not None and seconds < limit)
-            far = not full and (seconds is None or seconds > CLEAR * limit)
             with self._mutex:
                 self._free[domain] = free
-                warned = domain in self._warned
-                if near:
-                    self._warned.add(domain)
-                elif far:
-                    self._warned.discard(domain)
+                before = self._told.get(domain, ENOUGH)
+                level = self._level(free, seconds, before)
+                self._told[domain] = level
                 waiting = len(self._waiting.get(domain, ()))
-            if near != warned and (near or far):
-                self._tell(domain, free, rate, seconds, waiting)
+            if level != before:
+                facts = {"level": level, "free": str(free), "rate": f"{rate:.0f}",
+                         "waiting": waiting}  # fmt: skip
+                if seconds is not None:
+                    facts["timeToFull"] = f"{seconds:.0f}"
+                log.warning("Domain %s: %s", domain, facts)
+                self._tools.publish(f"|storage|space_low|{domain}", {domain: facts})
 
-    def _tell(
-        self, domain: str, free: int, rate: float, seconds: float | None, waiting: int
-    ) -> None:
-        facts: dict[str, Any] = {"free": str(free), "rate": f"{rate:.0f}", "waiting": waiting}
-        if seconds is not None:
-            facts["timeToFull"] = f"{seconds:.0f}"
-        log.warning("Domain %s: %d bytes free, guests write %.0f a second", domain, free, rate)
-        self._tools.publish(f"|storage|space_low|{domain}", {domain: facts})
+    def _level(self, free: int, seconds: float | None, before: str) -> str:
+        """It is not low any more only when there is clearly more than at first."""
+        if free < self._tools.policy.extent:
+            return FULL
+        limit = self._tools.settings.warn_seconds
+        if before != ENOUGH:
+            limit *= CLEAR
+        return LOW if seconds is not None and seconds < limit else ENOUGH
