@@ -79,6 +79,11 @@ class Watched:
         self.state, self.due, self.failures = UNARMED, 0.0, 0
 
     @property
+    def standing(self) -> tuple[str, int, int, int]:
+        """What a point of its history tells."""
+        return self.state, self.allocation, self.size, self.threshold
+
+    @property
     def free(self) -> int:
         return max(0, self.size - self.allocation)
 
