@@ -132,7 +132,7 @@ class Looking:
         if not limit:
             return None
         if each is None:
-            each = Watched(vm, drive.name, drive.alias)
+            each = Watched(vm, drive.name, drive.alias, tools.policy.half_life)
         if not same:
             with tools.board.mutex:
                 each.begin(drive.node, volume)
