@@ -40,7 +40,7 @@ class Domain:
         self.id, self.pool = bench.name, str(uuid.uuid4())
 
     def make(self) -> None:
-        """The domain, its pool, and the role of pool manager."""
+        """The domain and its pool."""
         vg = self.bench.create([UNREADY])
         self.call("StorageDomain.create", {
             "storagedomainID": self.id, "domainType": 3, "typeArgs": vg, "name": "scale",
@@ -53,6 +53,9 @@ class Domain:
             "storagepoolID": self.pool, "hostID": 1, "scsiKey": self.pool,
             "masterSdUUID": self.id, "masterVersion": 1, "domainDict": {self.id: "active"}})
         self._wait(self._usable)
+
+    def manage(self) -> None:
+        """The role of pool manager."""
         self.wall(lambda: [self.client.submit("StoragePool.spmStart", {
             "storagepoolID": self.pool, "prevID": -1, "prevLver": "-1",
             "enableScsiFencing": "false", "maxHostID": 250, "domVersion": "5"})])
@@ -153,29 +156,42 @@ class Domain:
 
 @contextlib.contextmanager
 def domain_in_use(bench: Bench) -> Iterator[Domain]:
-    """An agent with an empty domain in the group of `bench`, which it makes."""
-    settings = {
+    """An agent with an empty domain in the group of `bench`, which it makes; it is the pool's
+    manager."""
+    with _activation(bench) as (standin, activation):
+        process = AgentProcess(bench.directory / "agent", False, settings_for(bench), standin)
+        with served(bench, process, activation) as domain:
+            domain.manage()
+            yield domain
+
+
+def settings_for(bench: Bench) -> dict[str, str]:
+    return {
         "lvm__devices": bench.device, "rpc__check_replies": "false",
         "storage__monitor_interval": "10",
     }  # fmt: skip
-    with _activation(bench) as (standin, activation):
-        process = AgentProcess(bench.directory / "agent", False, settings, standin)
+
+
+@contextlib.contextmanager
+def served(bench: Bench, process: AgentProcess, activation: Activation) -> Iterator[Domain]:
+    """The same by an agent that is started here and has no role: it takes the lease when it needs
+    it."""
+    try:
+        process.start()
+        domain = Domain(bench, process, activation)
         try:
-            process.start()
-            domain = Domain(bench, process, activation)
-            try:
-                domain.make()
-                yield domain
-            finally:
-                domain.client.close()
+            domain.make()
+            yield domain
         finally:
-            if wrong := process.stop():
-                print(wrong)
+            domain.client.close()
+    finally:
+        if wrong := process.stop():
+            print(wrong)
 
 
 @contextlib.contextmanager
 def _activation(bench: Bench) -> Iterator[tuple[StandInProcess | None, Activation]]:
-    if _kernel_maps():
+    if kernel_maps():
         yield None, DeviceMapper(bench.ours)
         return
     (bench.directory / "standin").mkdir()
@@ -188,7 +204,7 @@ def _activation(bench: Bench) -> Iterator[tuple[StandInProcess | None, Activatio
             print(left)
 
 
-def _kernel_maps() -> bool:
+def kernel_maps() -> bool:
     """Whether the kernel has device-mapper; the file may be there without it."""
     try:
         DEVICE_MAPPER.open("rb").close()

@@ -141,22 +141,26 @@ class Bench:
         """The group's metadata as it is on the storage."""
         return self.group.metadata.text()[0].rstrip(b"\0").decode()
 
-    def fill(self, text: str, volumes: Sequence[Volume]) -> None:
-        """Make the group what a text without volumes of a domain says, with `volumes`."""
+    def fill(
+        self, text: str, volumes: Sequence[Volume], places: Sequence[int] | None = None
+    ) -> None:
+        """Make the group what a text without volumes of a domain says, with `volumes`; `places` are
+        their extents, by default one behind the other."""
         file = self.directory / "restore.vg"
-        file.write_text(with_volumes(text, volumes))
+        behind = range(FIRST_EXTENT, FIRST_EXTENT + len(volumes))
+        file.write_text(with_volumes(text, volumes, places or behind))
         self.lvm("vgcfgrestore", "--yes", "--file", str(file), self.name)
         file.unlink()
 
 
-def with_volumes(text: str, volumes: Sequence[Volume]) -> str:
+def with_volumes(text: str, volumes: Sequence[Volume], places: Sequence[int]) -> str:
     """The metadata with more volumes of one extent each, on pv0."""
     added = "\n".join(
         VOLUME.format(
             name=volume.name, id=volume.id, place=place,
             tags=", ".join(f'"{tag}"' for tag in volume.tags),
         )
-        for place, volume in enumerate(volumes, FIRST_EXTENT)
+        for place, volume in zip(places, volumes, strict=True)
     )  # fmt: skip
     if "\nlogical_volumes {" in text:
         return text.replace("\nlogical_volumes {\n", f"\nlogical_volumes {{\n\n{added}", 1)

@@ -38,7 +38,9 @@ class Watched:
         "throttle_since", "throttle_time", "vm", "volume",
     )  # fmt: skip
 
-    def __init__(self, vm: str, name: str, alias: str) -> None:
+    def __init__(
+        self, vm: str, name: str, alias: str, half_life: float = Policy.half_life
+    ) -> None:
         self.vm = vm
         self.name = name
         self.alias = alias
@@ -47,7 +49,7 @@ class Watched:
         self.mirrored: VolumePath | None = None
         self.size = self.allocation = self.limit = 0
         self.threshold = self.headroom = self.chunk = 0
-        self.rate = Rate()
+        self.rate = Rate(half_life)
         self.state = UNARMED
         self.error = ""
         self.failures = 0  # in a row
@@ -77,6 +79,11 @@ class Watched:
         self.size = self.allocation = self.threshold = 0
         self.rate.reset()
         self.state, self.due, self.failures = UNARMED, 0.0, 0
+
+    @property
+    def standing(self) -> tuple[str, int, int, int]:
+        """What a point of its history tells."""
+        return self.state, self.allocation, self.size, self.threshold
 
     @property
     def free(self) -> int:

@@ -132,7 +132,7 @@ class Looking:
         if not limit:
             return None
         if each is None:
-            each = Watched(vm, drive.name, drive.alias)
+            each = Watched(vm, drive.name, drive.alias, tools.policy.half_life)
         if not same:
             with tools.board.mutex:
                 each.begin(drive.node, volume)
@@ -145,6 +145,7 @@ class Looking:
         """Whether it has room, and is watched where it should be."""
         tools = self._tools
         now = tools.clock.monotonic()
+        before = each.standing
         each.size = extent.physical or each.size
         each.saw(now, extent.allocation)
         planned = each.plan(tools.policy, now, tools.tail(each.volume.domain))
@@ -156,7 +157,8 @@ class Looking:
             each.state, each.threshold = td.ARMED, extent.threshold  # by an agent before us
         else:
             self.extending.arm_again(each)
-        tools.note(each, th.LOOKED)
+        if each.standing != before:  # an idle disk costs no system call
+            tools.note(each, th.LOOKED)
 
     def _without_space(self, state: VmState) -> set[str]:
         """Targets of disks that made a guest pause."""
