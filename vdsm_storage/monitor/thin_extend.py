@@ -99,7 +99,8 @@ class Extending:
     def _extend(self, wants: Mapping[Watched, int]) -> None:
         since = {each: each.started for each in wants}
         for each in wants:
-            each.state = td.EXTENDING
+            if each.state != td.FULL:  # until it has some, and told once
+                each.state = td.EXTENDING
         self._mirrors.extend(wants)
         outcomes = self._try(wants)
         short = [each for each, o in outcomes.items() if isinstance(o, VolumeGroupSizeError)]
@@ -129,7 +130,10 @@ class Extending:
         tools = self._tools
         tools.reach("thin:extended")
         each.size = size
-        each.last_latency = tools.clock.monotonic() - since
+        now = tools.clock.monotonic()
+        if each.due:  # asked for meanwhile, and had now: what it may need more is another need
+            each.due = now
+        each.last_latency = now - since
         each.max_latency = max(each.max_latency, each.last_latency)
         tools.latencies[each.volume.domain].add(each.last_latency)
         each.extends += 1

@@ -106,10 +106,11 @@ class Looking:
             if extent is None:  # its QEMU hangs
                 tools.alarms.after(RETRY, lambda: self._crew.put(vm))
                 continue
-            if name in paused and not each.paused:
-                each.paused = True
-                tools.note(each, th.PAUSED)
+            found_paused = name in paused and not each.paused
+            each.paused = each.paused or found_paused
             self._consider(each, extent)
+            if found_paused:
+                tools.note(each, th.PAUSED)
         for each in tools.board.keep(vm, watched):
             log.info("VM %s disk %s is not watched any more", vm, each.name)
         if not watched and not tools.board.of(vm):
