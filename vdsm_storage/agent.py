@@ -55,6 +55,7 @@ from vdsm_storage.leases.lockspace import Lockspaces
 from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
+from vdsm_storage.lvm.launcher import Launcher
 from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
 from vdsm_storage.monitor.poller import Poller
@@ -242,7 +243,7 @@ class Agent:
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
-        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands)
+        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands, Launcher().start)
         network = storage_network(config, self._clock, KernelFiles())
         candidates = network.candidates.candidates
         groups = Groups(lvm, candidates, lanes.submit, config.scan_timeout)
