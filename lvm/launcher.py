@@ -9,6 +9,7 @@ all that behind it stands ready, and becomes the next command when it is told wh
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import shlex
 import threading
@@ -79,16 +80,17 @@ class Launcher:
 
 def _become(shell: Process, command: Command) -> bool:
     """False when the shell cannot: it was killed, or the command is too long for it."""
-    names = (f"export {key}={shlex.quote(value)}\n" for key, value in (command.env or {}).items())
-    script = f"{''.join(names)}exec {shlex.join(command.argv)} </dev/null\n".encode()
+    names = (f"export {key}={shlex.quote(value)}; " for key, value in (command.env or {}).items())
+    # In brackets: if this process dies while it writes, nothing is begun of what is cut off.
+    script = f"{{ {''.join(names)}exec {shlex.join(command.argv)} </dev/null; }}\n".encode()
     if len(script) > LONGEST:
         return False
     assert shell.stdin is not None
     try:
-        shell.stdin.write(script)
-        shell.stdin.close()
+        os.write(shell.stdin.fileno(), script)
     except BrokenPipeError:
         return False
+    shell.stdin.close()
     shell.stdin = None
     return True
 
