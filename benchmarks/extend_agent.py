@@ -22,7 +22,6 @@ import logging
 import os
 import socket
 import socketserver
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """For block_scale.py: an agent that has a block domain in use, as the pool manager of an engine.
 
-The agent is the product's own process, on device-mapper; where the kernel has none, the stand-in
-of functional/ takes its place.
+The agent is the product's own process, on device-mapper; where the kernel has none, loop devices
+take its place (loop_volumes.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import loop_volumes
+from benchmarks.loop_volumes import LoopVolumes
 from benchmarks.scale_group import BLANK, EXTENT, Bench, Volume
 from functional.processes import AgentProcess
-from functional.standin.activation import StandIn
-from functional.standin.process import StandInProcess
 from vdsm_storage.domains.block_slots import slot_offset
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.lvm.activation import Activation, DeviceMapper
@@ -158,8 +159,8 @@ class Domain:
 def domain_in_use(bench: Bench) -> Iterator[Domain]:
     """An agent with an empty domain in the group of `bench`, which it makes; it is the pool's
     manager."""
-    with _activation(bench) as (standin, activation):
-        process = AgentProcess(bench.directory / "agent", False, settings_for(bench), standin)
+    with _activation(bench) as (make, activation):
+        process = make(bench.directory / "agent", False, settings_for(bench))
         with served(bench, process, activation) as domain:
             domain.manage()
             yield domain
@@ -189,19 +190,23 @@ def served(bench: Bench, process: AgentProcess, activation: Activation) -> Itera
             print(wrong)
 
 
+class _LoopAgent(AgentProcess):
+    """An agent whose active volumes are loop devices."""
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-P", loop_volumes.__file__, "--volumes", str(self.dir)]
+
+
 @contextlib.contextmanager
-def _activation(bench: Bench) -> Iterator[tuple[StandInProcess | None, Activation]]:
+def _activation(bench: Bench) -> Iterator[tuple[type[AgentProcess], Activation]]:
     if kernel_maps():
-        yield None, DeviceMapper(bench.ours)
+        yield AgentProcess, DeviceMapper(bench.ours)
         return
-    (bench.directory / "standin").mkdir()
-    standin = StandInProcess(bench.directory / "standin")
+    volumes = LoopVolumes(str(bench.directory / "agent"))
     try:
-        standin.start()
-        yield standin, StandIn(standin.socket)
+        yield _LoopAgent, volumes
     finally:
-        if left := standin.stop():
-            print(left)
+        volumes.clear()
 
 
 def kernel_maps() -> bool:

@@ -55,6 +55,7 @@ from vdsm_storage.leases.lockspace import Lockspaces
 from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
+from vdsm_storage.lvm.launcher import Launcher
 from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
 from vdsm_storage.monitor.poller import Poller
@@ -112,6 +113,7 @@ class Agent:
         self._activation = activation
         self._clock = clock = SystemClock()
         self._lanes = Lanes(clock, config.storage.lane_workers, config.storage.lane_queue)
+        self._launcher = Launcher()
         self._broker = Broker()
         self._listener: Listener | None = None
         self._recovered = False
@@ -257,7 +259,7 @@ class Agent:
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
-        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands)
+        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands, self._launcher.start)
         network = storage_network(config, self._clock, KernelFiles())
         candidates = network.candidates.candidates
         groups = Groups(lvm, candidates, lanes.submit, config.scan_timeout)
@@ -334,6 +336,7 @@ class Agent:
         self._lockspaces.release_all()
         self._leases.lost.close()
         self._lanes.close()
+        self._launcher.close()
         if self._daemon is not None:
             self._daemon.stop()
 
