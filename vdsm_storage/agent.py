@@ -31,7 +31,7 @@ from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
-from vdsm_storage.host.libvirt_life import LibvirtLife
+from vdsm_storage.host.libvirt_migration import LibvirtMigration
 from vdsm_storage.host.qemu_img import NewImage, QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
@@ -64,6 +64,7 @@ from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
 from vdsm_storage.rpc.http import Services as HttpServices
 from vdsm_storage.rpc.listener import Listener
+from vdsm_storage.rpc.peer import Peers
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
@@ -185,7 +186,7 @@ class Agent:
     def _host_facts(self, health: Health, block: BlockTools, vms: VmServices) -> HostFacts:
         return HostFacts(
             KernelFiles(), self._clock, VERSION, (self._config.paths.run,), health.storage_domains,
-            block.network.multipath.health, vms.registry.counts,
+            block.network.multipath.health, vms.counts,
         )  # fmt: skip
 
     def _vm_disks(
@@ -202,16 +203,15 @@ class Agent:
             lambda *names: images.prepare(*names)["path"], images.teardown,
             Holdings(os.path.join(paths.run, "holdings")), VmSecrets(self._secrets, paths.run),
             Transients(os.path.join(paths.state, "transient"), overlay),
-            volumes.shop.locks, self._runner, self._clock,
+            volumes.shop.locks, self._runner, self._clock, vms.coming,
         )  # fmt: skip
         looking = Looking(
             storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
         )
-        base = DiskBase(
-            tools, self._lanes, guard, looking, LibvirtLife(self._libvirt), vms.launches,
-            leases.spec, self._config.vms.unplug_timeout, copying,
-        )  # fmt: skip
-        return VmDisks(base)
+        return VmDisks(DiskBase(
+            tools, self._lanes, guard, looking, LibvirtMigration(self._libvirt), vms, leases.spec,
+            self._config.vms, copying,
+        ))  # fmt: skip
 
     def _copy_tools(self, vms: VmServices, extender: Extender) -> CopyTools:
         jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.bandwidth.replicate
@@ -223,7 +223,8 @@ class Agent:
 
         vms = LibvirtBlockJobs(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
-        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
+        peers = Peers(lambda: tls.peer_context(self._config))
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner, peers.call)
         return VmServices(below, shop, prepare, merging)
 
     def _secret_registry(self) -> Registry:
@@ -282,6 +283,7 @@ class Agent:
         http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
+        self._services.disks.load()
         self._settler.start()
         self._leases.lost.start(self._leases_lost)
         self._libvirt.start()

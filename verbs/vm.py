@@ -14,9 +14,11 @@ from vdsm_storage.errors import InvalidParams, SnapshotFailed, ValueOutOfRange
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
+from vdsm_storage.vms import migrate_request
 from vdsm_storage.vms.change_cd import CDROM, FLOPPY
 from vdsm_storage.vms.memory import MemoryVolumes
 from vdsm_storage.vms.merge_request import MergeRequest
+from vdsm_storage.vms.migrate_request import Routes
 from vdsm_storage.vms.shutdown import Shutdown
 from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
 
@@ -52,6 +54,37 @@ def destroy(ctx: Context, vmID: str, gracefulAttempts: int = 1) -> None:
 def create(ctx: Context, vmID: str, vmParams: Mapping[str, Any]) -> dict[str, Any]:
     """The VM is started after the answer."""
     return ctx.services.disks.creation.create(vmID, vmParams)
+
+
+def migrate(ctx: Context, vmID: str, params: Mapping[str, Any]) -> None:
+    """The VM moves after the answer."""
+    settings = ctx.services.config.libvirt
+    routes = Routes(settings.migration_uri, settings.migration_data)
+    ctx.services.disks.outgoing.migrate(migrate_request.parse(vmID, params, routes))
+
+
+def migrateCancel(ctx: Context, vmID: str) -> None:
+    """Also of one that is on its way here: what was made for it is let go."""
+    if not ctx.services.disks.incoming.stop(vmID):
+        ctx.services.disks.outgoing.cancel(vmID)
+
+
+def migrationCreate(
+    ctx: Context, vmID: str, params: Mapping[str, Any], incomingLimit: int = 0
+) -> dict[str, Any]:
+    """libvirt chooses the port."""
+    found = ctx.services.disks.incoming.prepare(vmID, params, incomingLimit)
+    return {"migrationPort": 0, "params": found}
+
+
+def getMigrationStatus(ctx: Context, vmID: str) -> dict[str, Any]:
+    """Raises why it stays, of one that failed."""
+    found = ctx.services.vms.migrations.status(vmID)
+    if found.error is not None:
+        raise found.error
+    if found.going:
+        return {"vmId": vmID, "status": "in_progress", "progress": found.percent}
+    return {"vmId": vmID, "status": "done", "downtime": found.downtime}
 
 
 def shutdown(
@@ -240,6 +273,10 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.reset": Verb(reset, lane=VM),
     "VM.destroy": Verb(destroy, lane=VM),
     "VM.create": Verb(create, lane=VM),
+    "VM.migrate": Verb(migrate, lane=VM),
+    "VM.migrateCancel": Verb(migrateCancel, lane=VM),
+    "VM.migrationCreate": Verb(migrationCreate, lane=VM),
+    "VM.getMigrationStatus": Verb(getMigrationStatus),
     "VM.shutdown": Verb(shutdown, lane=VM),
     "VM.freeze": Verb(freeze, lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
