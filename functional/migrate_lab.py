@@ -12,9 +12,10 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from functional.processes import AgentProcess
 from functional.vm_create import plan, start
 from functional.vm_lab import MIB, Machine, VmDisk, VmLab
 from functional.world import COW, World, new_id
+from vdsm_storage.rpc.client import RemoteError
 
 NUMBERS = 2 * MIB  # where on its disk the guest writes them
-TALK = ("agent.log", "libvirtd.log")
 
 
 @dataclass
@@ -39,8 +40,6 @@ class Two:
     first: VmLab
     second: VmLab
     directory: Path
-    made: dict[str, VmDisk] = field(default_factory=dict)
-
     @property
     def both(self) -> tuple[VmLab, VmLab]:
         return self.first, self.second
@@ -129,6 +128,17 @@ class Two:
         assert listed(source, machine.id) == ""
         return dict(status)
 
+    def stays(self, machine: Machine) -> str:
+        """Wait until it is known that it did not move; why."""
+        lab = self.first
+        lab.wait(lambda: listed(lab, machine.id) != "Migration Source", "the end")
+        assert listed(lab, machine.id) == "Up"
+        with pytest.raises(RemoteError) as caught:
+            lab.call("VM.getMigrationStatus", vmID=machine.id)
+        assert caught.value.code in (10, 12), caught.value
+        self.writes(machine)
+        return str(caught.value)
+
     def end(self, machine: Machine, lab: VmLab) -> None:
         lab.call("VM.destroy", vmID=machine.id)
         assert listed(lab, machine.id) == ""
@@ -174,6 +184,7 @@ def two_hosts(
                 libvirt__uri=daemon.uri, libvirt__migration_uri=daemons[1 - number].uri,
                 libvirt__retry="0.2", libvirt__keepalive_interval="1",
                 libvirt__keepalive_count="2", libvirt__timeout="5",
+                addresses__management_port=str(free_port()),
                 secrets__luks_iteration_time="20", **settings,
             ))  # fmt: skip
         world = World(agents[0], [make_server("bind") for _ in range(2)], attach=True)
@@ -185,6 +196,13 @@ def two_hosts(
             lab.close()
         for daemon in daemons:
             daemon.stop()
+
+
+def free_port() -> int:
+    """The other host's agent knows it, so it stays the same when an agent is started again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def shown(two: Two, *values: str) -> list[str]:

@@ -38,7 +38,7 @@ from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import migrate_xml
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
-from vdsm_storage.vms.launches import Exit, Launches
+from vdsm_storage.vms.launches import Exit, Launches, why_stopped
 from vdsm_storage.vms.migrate_request import MigrateRequest
 from vdsm_storage.vms.migrations import Destination, Migrations
 
@@ -89,8 +89,8 @@ class Outgoing:
         self._announce = leaving.announce
         self._never = threading.Event()
         self._going: dict[str, Operation] = {}
-        self._ends: dict[str, int] = {}  # how VMs ended that were leaving, as libvirt told
-        self._errors: dict[str, AgentError] = {}  # why they stay
+        self._ends: dict[str, Mapping[str, Any]] = {}  # what libvirt told of the end of VMs
+        self._errors: dict[str, AgentError] = {}  # why VMs stay
         leaving.libvirt.watch_downtimes(self._migrations.stood_still)
 
     def kinds(self) -> tuple[Kind, ...]:
@@ -143,7 +143,7 @@ class Outgoing:
 
     def event(self, event: VmEvent) -> None:
         if event.change is Change.STOPPED and self._migrations.leaving(event.vm):
-            self._ends[event.vm] = int(event.facts.get("detail", -1))
+            self._ends[event.vm] = event.facts
 
     # -- the operation -----------------------------------------------------------------------
 
@@ -316,9 +316,9 @@ class Outgoing:
         """It is not here: was it moved?  Raises MigrationError."""
         end = Deadline(self._tools.clock, CONFIRM)
         while not end.passed():
-            detail = self._ends.get(vm)
-            if detail is not None:
-                if detail == GONE:
+            facts = self._ends.get(vm)
+            if facts is not None:
+                if facts.get("detail") == GONE and not facts.get("crashed"):
                     return
                 raise MigrationError(vm=vm, reason="it ended here meanwhile")
             try:
@@ -366,7 +366,9 @@ class Outgoing:
         if here:
             self._call_off(op, vm)
         else:
-            self._launches.down(vm, Exit.MISSING, "The VM ended while it was moving")
+            facts = self._ends.get(vm)
+            missing = (Exit.MISSING, "The VM ended while it was moving")
+            self._launches.down(vm, *(missing if facts is None else why_stopped(facts)))
         if here and op.params["adopted"]:
             self._launches.drop(vm)
         self._going.pop(vm, None)

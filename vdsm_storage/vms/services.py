@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -129,7 +129,7 @@ class VmServices:
         ]
         found += [
             {key: row[key] for key in ("vmId", "vmName", "status")}
-            for row in self.launches.rows(up, {state.id for state in running})
+            for row in self._rows(up, {state.id for state in running})
         ]
         return [row for row in found if not vms or row["vmId"] in vms]
 
@@ -145,7 +145,15 @@ class VmServices:
         found = self.stats.all()
         for row in found:
             self._add_state(row)
-        return [*found, *self.launches.rows(up, {row["vmId"] for row in found})]
+        return [*found, *self._rows(up, {row["vmId"] for row in found})]
+
+    def _rows(self, up: Collection[str], running: Collection[str]) -> list[dict[str, Any]]:
+        """Of VMs that libvirt does not run; of one that has just gone it is not told yet where."""
+        rows = self.launches.rows(up, running)
+        return [
+            {**row, "status": LEAVING} if self.migrations.leaving(row["vmId"]) else row
+            for row in rows
+        ]
 
     def one_stats(self, vm: str) -> dict[str, Any]:
         """Raises NoSuchVM (1), VMIsDown (6), 59."""
@@ -153,7 +161,7 @@ class VmServices:
         try:
             found = self.stats.one(vm)
         except (NoSuchVM, VMIsDown):
-            rows = [row for row in self.launches.rows(up, ()) if row["vmId"] == vm]
+            rows = [row for row in self._rows(up, ()) if row["vmId"] == vm]
             if not rows:
                 raise
             return rows[0]
@@ -224,6 +232,8 @@ class VmServices:
         self._guard.event(event)
         if self.launches.not_yet(event.vm):  # what comes of that is told at its end
             return
+        if event.change is Change.STOPPED and self.migrations.leaving(event.vm):
+            return  # told by whoever moves it, when it is known where it is
         if event.change is Change.STOPPED:
             self.launches.down(event.vm, *why_stopped(event.facts))
         if event.change in SHOWN and self.launches.row(event.vm) is None:
