@@ -82,8 +82,12 @@ class World:
             self.agent.kill()
         self.armed = crash_point
         self.agent.start(crash_point)
-        self.client = Client.dev(str(self.agent.dir), timeout=180.0)
+        self.reconnect()
         self.settle()
+
+    def reconnect(self) -> None:
+        """To an agent that was started again."""
+        self.client = Client.dev(str(self.agent.dir), timeout=180.0)
 
     def settle(self) -> None:
         """Until every domain of the pool is usable and nothing waits for its recovery."""
