@@ -119,7 +119,7 @@ def slow(two: Two) -> Iterator[Machine]:
     disk = here.disk(filled=True)
     machine = start(here, plan(here, "slow", [disk], boots=True), [disk], secrets=[secret()])
     machine.guest.wait_ready()
-    machine.guest.run("head -c 50000000 /dev/urandom >/tmp/fill")
+    machine.guest.run("head -c 40000000 /dev/urandom >/tmp/fill || :")
     yield machine
     with contextlib.suppress(Exception):
         here.call("VM.destroy", vmID=machine.id)
