@@ -132,6 +132,7 @@ def test_what_is_told_of_it(two: Two) -> None:
         stats = lab.call("Host.getStats")
         assert stats["outgoingVmMigrations"] == out
         assert stats["incomingVmMigrations"] == coming
+    assert int(there.call("VM.refresh_disk", vmID=machine.id, drive=pdiv(here, disk))["truesize"])
     here.fails(51, "VM.migrate", vmID=machine.id, params={"vmId": machine.id, "dst": "elsewhere"})
     told = next(params for name, params in events if "VM_migration_status" in name)
     assert told[machine.id]["progress"] > 0

@@ -125,9 +125,9 @@ def slow(two: Two) -> Iterator[Machine]:
         here.call("VM.destroy", vmID=machine.id)
 
 
-def begin(two: Two, machine: Machine) -> None:
+def begin(two: Two, machine: Machine, bandwidth: int = 2) -> None:
     here = two.first
-    two.ask(machine, maxBandwidth=2)
+    two.ask(machine, maxBandwidth=bandwidth)
     here.wait(lambda: here.stats(machine.id).get("migrationProgress", 0) > 2, "progress")
 
 
@@ -172,7 +172,7 @@ def test_libvirtd_dies_in_the_middle(two: Two, slow: Machine, number: int) -> No
 def test_agent_is_stopped_in_the_middle(two: Two, slow: Machine) -> None:
     """In order: the VM moves on, and the next agent is told the end."""
     here = two.first
-    begin(two, slow)
+    begin(two, slow, bandwidth=6)
     here.world.client.close()
     assert here.agent.stop() == ""
     here.agent.start()

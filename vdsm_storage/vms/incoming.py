@@ -95,8 +95,7 @@ class Incoming:
         BadSecretRequest (72), SecretRegistrationFailed (73), MigrationLimitExceeded (82), 59.
         """
         told = {key: params[key] for key in ("vmId", "xml", "secrets") if key in params}
-        order = start_xml.parse_order(vm, told)
-        migrate_xml.forget_volume_leases(order)
+        order = migrate_xml.without_volume_leases(start_xml.parse_order(vm, told))
         if not self._tools.registry.enabled:
             raise CannotCreateVM(vm=vm, reason="this host has no libvirt: libvirt.uri is empty")
         self._check_free(vm)

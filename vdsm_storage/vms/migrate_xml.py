@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from vdsm_storage.vms import start_xml
@@ -50,13 +51,14 @@ def why_not(xml: str, drives: Sequence[Drive]) -> str:
     return ""
 
 
-def forget_volume_leases(order: Order) -> None:
+def without_volume_leases(order: Order) -> Order:
     """Leases of its own volumes are found again by whoever prepares these."""
     ids = {volume.volume for volume in order.volumes}
     devices = order.root.find("devices")
     for lease in () if devices is None else devices.findall("lease"):
         if lease.findtext("key", "") in ids and devices is not None:
             devices.remove(lease)
+    return replace(order, leases=[one for one in order.leases if one[1].lease_id not in ids])
 
 
 def arriving(own: str, answer: str) -> str:
