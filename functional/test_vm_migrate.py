@@ -133,6 +133,8 @@ def test_what_is_told_of_it(two: Two) -> None:
         assert stats["outgoingVmMigrations"] == out
         assert stats["incomingVmMigrations"] == coming
     assert int(there.call("VM.refresh_disk", vmID=machine.id, drive=pdiv(here, disk))["truesize"])
+    for lab in two.both:
+        lab.fails(51, "VM.freeze", vmID=machine.id)
     here.fails(51, "VM.migrate", vmID=machine.id, params={"vmId": machine.id, "dst": "elsewhere"})
     told = next(params for name, params in events if "VM_migration_status" in name)
     assert told[machine.id]["progress"] > 0
@@ -141,7 +143,11 @@ def test_what_is_told_of_it(two: Two) -> None:
     here.wait(lambda: listed(there, machine.id) == "", "the other host to let go")
     assert "stopped" in here.fails(12, "VM.getMigrationStatus", vmID=machine.id)
     here.fails(81, "VM.migrateCancel", vmID=machine.id)
-    machine.guest.run("sync")
+    here.call("VM.freeze", vmID=machine.id)
+    two.ask(machine)
+    here.wait(lambda: listed(here, machine.id) == "Up", "the end")
+    assert "frozen" in here.fails(12, "VM.getMigrationStatus", vmID=machine.id)
+    here.call("VM.thaw", vmID=machine.id)
     two.ask(machine)
     assert two.has_moved(machine)["downtime"] > 0
     # Its agent answers there.

@@ -5,6 +5,7 @@ it stays on the other."""
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,26 @@ def test_destination_dies_when_it_came(two: Two, counts: Machine) -> None:
     is_on(two, counts, there)
 
 
+def test_secret_that_was_forgotten(two: Two) -> None:
+    """Its value is not kept, and the agent was restarted: the VM cannot be opened elsewhere."""
+    here = two.first
+    here.agent.settings["secrets__keep"] = "false"
+    try:
+        with nothing_stays(here), nothing_stays(two.second):
+            here.world.restart()
+            here.wait_libvirt()
+            machine = two.writer("forgotten", secrets=[secret()])
+            here.world.restart()
+            here.wait_libvirt()
+            two.ask(machine)
+            assert "secrets.keep" in two.stays(machine)
+            here.call("VM.destroy", vmID=machine.id)
+    finally:
+        del here.agent.settings["secrets__keep"]
+        here.world.restart()
+        here.wait_libvirt()
+
+
 # -- in the middle -------------------------------------------------------------------------------
 
 
@@ -125,9 +146,11 @@ def slow(two: Two) -> Iterator[Machine]:
         here.call("VM.destroy", vmID=machine.id)
 
 
-def begin(two: Two, machine: Machine, bandwidth: int = 2) -> None:
-    here = two.first
-    two.ask(machine, maxBandwidth=bandwidth)
+def begin(
+    two: Two, machine: Machine, bandwidth: int = 2, source: VmLab | None = None
+) -> None:
+    here = source or two.first
+    two.ask(machine, here, maxBandwidth=bandwidth)
     here.wait(lambda: here.stats(machine.id).get("migrationProgress", 0) > 2, "progress")
 
 
@@ -169,6 +192,14 @@ def test_libvirtd_dies_in_the_middle(two: Two, slow: Machine, number: int) -> No
     stays(two, slow)
 
 
+def test_destination_is_told_to_destroy_it(two: Two, slow: Machine) -> None:
+    """It stays, for it does not run there."""
+    begin(two, slow)
+    two.second.call("VM.destroy", vmID=slow.id)
+    assert listed(two.second, slow.id) == ""
+    stays(two, slow)
+
+
 def test_agent_is_stopped_in_the_middle(two: Two, slow: Machine) -> None:
     """In order: the VM moves on, and the next agent is told the end."""
     here = two.first
@@ -183,4 +214,24 @@ def test_agent_is_stopped_in_the_middle(two: Two, slow: Machine) -> None:
         here.world.connect_server(server)
     here.world.connect_pool()
     two.has_moved(slow)
-    two.second.call("VM.destroy", vmID=slow.id)
+
+
+def test_it_is_destroyed_in_the_middle(two: Two, slow: Machine) -> None:
+    """On its way back."""
+    there = two.second
+    begin(two, slow, source=there)
+    there.call("VM.destroy", vmID=slow.id)
+    for lab in two.both:
+        lab.wait(lambda lab=lab: listed(lab, slow.id) == "", "it to be unknown")
+        lab.wait(lambda lab=lab: held(lab) == {} and usages(lab) == {}, "it to be let go")
+    there.wait(lambda: "VM.migrate" not in unfinished(there), "it to be over")
+    there.fails(12, "VM.getMigrationStatus", vmID=slow.id)
+
+
+def unfinished(lab: VmLab) -> list[str]:
+    """The verbs in an agent's journal."""
+    found = []
+    for path in (lab.agent.dir / "state" / "journal").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(json.loads(path.read_text())["verb"])
+    return found

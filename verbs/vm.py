@@ -6,7 +6,8 @@ Each VM has a lane of its own: one whose QEMU or guest agent hangs delays nobody
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from vdsm_storage.base.uuids import BLANK, new_uuid
@@ -265,6 +266,17 @@ def updateVmPolicy(ctx: Context, vmID: str, params: Mapping[str, Any]) -> None:
     ctx.services.disks.io_tune.update_policy(vmID, params)
 
 
+def _staying(function: Callable[..., object]) -> Callable[..., object]:
+    """Not of a VM that is on its way to another host, or from one."""
+
+    @functools.wraps(function)
+    def verb(ctx: Context, vmID: str, **params: Any) -> object:
+        ctx.services.vms.must_stay(vmID)
+        return function(ctx, vmID, **params)
+
+    return verb
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     "VM.getStats": Verb(getStats, lane=VM),
     "VM.getInfo": Verb(getInfo, lane=VM),
@@ -278,21 +290,21 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.migrationCreate": Verb(migrationCreate, lane=VM),
     "VM.getMigrationStatus": Verb(getMigrationStatus),
     "VM.shutdown": Verb(shutdown, lane=VM),
-    "VM.freeze": Verb(freeze, lane=VM),
+    "VM.freeze": Verb(_staying(freeze), lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
-    "VM.snapshot": Verb(snapshot, lane=VM),
-    "VM.merge": Verb(merge, lane=VM),
-    "VM.diskReplicateStart": Verb(diskReplicateStart, lane=VM),
+    "VM.snapshot": Verb(_staying(snapshot), lane=VM),
+    "VM.merge": Verb(_staying(merge), lane=VM),
+    "VM.diskReplicateStart": Verb(_staying(diskReplicateStart), lane=VM),
     "VM.diskReplicateFinish": Verb(diskReplicateFinish, lane=VM),
     "VM.setReplicationBandwidth": Verb(setReplicationBandwidth, lane=VM),
-    "VM.hotplugDisk": Verb(hotplugDisk, lane=VM),
-    "VM.hotunplugDisk": Verb(hotunplugDisk, lane=VM),
-    "VM.hotplugLease": Verb(hotplugLease, lane=VM),
-    "VM.hotunplugLease": Verb(hotunplugLease, lane=VM),
-    "VM.changeCD": Verb(changeCD, lane=VM),
-    "VM.changeFloppy": Verb(changeFloppy, lane=VM),
-    "VM.updateDevice": Verb(updateDevice, lane=VM),
-    "VM.diskSizeExtend": Verb(diskSizeExtend, lane=VM),
+    "VM.hotplugDisk": Verb(_staying(hotplugDisk), lane=VM),
+    "VM.hotunplugDisk": Verb(_staying(hotunplugDisk), lane=VM),
+    "VM.hotplugLease": Verb(_staying(hotplugLease), lane=VM),
+    "VM.hotunplugLease": Verb(_staying(hotunplugLease), lane=VM),
+    "VM.changeCD": Verb(_staying(changeCD), lane=VM),
+    "VM.changeFloppy": Verb(_staying(changeFloppy), lane=VM),
+    "VM.updateDevice": Verb(_staying(updateDevice), lane=VM),
+    "VM.diskSizeExtend": Verb(_staying(diskSizeExtend), lane=VM),
     "VM.refresh_disk": Verb(refresh_disk, lane=VM),
     "VM.getDiskAlignment": Verb(getDiskAlignment, lane="disk.domainID"),
     "VM.setIoTune": Verb(setIoTune, lane=VM),

@@ -31,7 +31,7 @@ class Peers:
         host, port = split(peer)
         try:
             with Client(host, port, self._context(), CONNECT) as client:
-                return client.call(verb, _plain(params), timeout)
+                return client.call(verb, plain(params), timeout)
         except NoResponse as error:
             raise NoConnectionToPeer(peer=peer, verb=verb, reason=error) from error
         except RemoteError as error:
@@ -42,17 +42,17 @@ class Peers:
 
 def split(peer: str) -> tuple[str, int]:
     """Host and port.  An IPv6 address with a port is in brackets."""
-    host, colon, port = peer.rpartition(":")
-    if not colon or (":" in host.strip("[]") and not host.startswith("[")):
-        host, port = peer, ""
-    return host.strip("[]"), int(port) if port.isdigit() else PORT
+    host, _, port = peer.rpartition(":")
+    if not port.isdigit() or not host or (":" in host and not host.endswith("]")):
+        host, port = peer, str(PORT)
+    return host.strip("[]"), int(port)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return value

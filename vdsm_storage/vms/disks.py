@@ -65,8 +65,9 @@ class VmDisks:
         coming = Coming(base.life, launches, base.lanes, preparing, base.settings.arrival_timeout)
         self.incoming = Incoming(tools, keeping, coming)
         leaving = Leaving(
-            base.life, vms.migrations, launches, base.lanes, vms.publish, vms.announce
-        )
+            base.life, vms.migrations, launches, base.lanes, vms.publish, vms.announce,
+            vms.freezing.age,
+        )  # fmt: skip
         self.outgoing = Outgoing(tools, keeping, leaving)
         stops = (self.creation.stop, self.incoming.stop)
         self.life = Life(base.life, tools.registry, keeping, stops, launches)

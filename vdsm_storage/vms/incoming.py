@@ -12,12 +12,11 @@ All that is an operation which outlives the agent: libvirt goes on without.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from vdsm_storage.base.clock import Deadline
@@ -66,6 +65,14 @@ class Coming:
     patience: float
 
 
+@dataclass(frozen=True)
+class _Announced:
+    """`ready` gets the VM's XML when it may come."""
+
+    order: Order
+    ready: Future[str] = field(default_factory=Future)
+
+
 class Incoming:
     """`event` is the registry's to call."""
 
@@ -78,7 +85,7 @@ class Incoming:
         self._preparing = coming.preparing
         self._patience = coming.patience
         self._lock = threading.Lock()
-        self._orders: dict[str, tuple[Order, Future[str]]] = {}
+        self._announced: dict[str, _Announced] = {}
         self._going: dict[str, Operation] = {}
         self._happened = threading.Condition()
 
@@ -99,26 +106,25 @@ class Incoming:
         if not self._tools.registry.enabled:
             raise CannotCreateVM(vm=vm, reason="this host has no libvirt: libvirt.uri is empty")
         self._check_free(vm)
-        ready: Future[str] = Future()
+        mine = _Announced(order)
         with self._lock:
             others = len(self._launches.of_status(COMING))
             if 0 < limit <= others:
                 raise MigrationLimitExceeded(vm=vm, count=others, limit=limit)
             self._launches.begin(vm, order.name, COMING)
-            self._orders[vm] = order, ready
+            self._announced[vm] = mine
         try:
-            work = functools.partial(self._start, order)
-            self._lanes.submit("incoming", work, BEGIN, AT_ONCE).add_done_callback(
-                lambda done: self._done(vm, done)
-            )
-            xml = ready.result(READY)
+            future = self._lanes.submit("incoming", lambda: self._start(order), BEGIN, AT_ONCE)
+        except AgentError:
+            self._forget(vm, mine)
+            raise
+        future.add_done_callback(lambda done: self._done(vm, mine, done))
+        try:
+            xml = mine.ready.result(READY)
         except TimeoutError as error:
             self._ask_to_stop(vm)
             reason = f"its images were not usable within {READY:g} seconds"
             raise CannotCreateVM(vm=vm, reason=reason) from error
-        except AgentError:
-            self._forget(vm)
-            raise
         return {"vmId": vm, "vmName": order.name, "status": COMING, "xml": xml}
 
     def stop(self, vm: str) -> bool:
@@ -172,29 +178,30 @@ class Incoming:
             )
         )
 
-    def _done(self, vm: str, done: Future[Any]) -> None:
-        """In the thread that ran it."""
+    def _done(self, vm: str, mine: _Announced, done: Future[Any]) -> None:
+        """In the thread that ran it; the same VM may have been announced anew by now."""
         error = None if done.cancelled() else done.exception()
         if error is None or isinstance(error, ActionStopped | SuspendedError):
             error = MigrationError(vm=vm, reason="it was stopped")
-        order = self._orders.pop(vm, None)
-        if order is not None and not order[1].done():
-            order[1].set_exception(error)
-        if vm not in self._going and self._launches.coming(vm):
-            self._launches.drop(vm)
+        if not mine.ready.done():
+            mine.ready.set_exception(error)
+        self._forget(vm, mine)
 
-    def _forget(self, vm: str) -> None:
-        """It was never begun."""
-        if vm not in self._going:
-            self._orders.pop(vm, None)
-            if self._launches.coming(vm):
+    def _forget(self, vm: str, mine: _Announced) -> None:
+        """It has come, or nothing is left of it."""
+        with self._lock:
+            if self._announced.get(vm) is not mine:
+                return
+            del self._announced[vm]
+            if self._launches.coming(vm) and vm not in self._going:
                 self._launches.drop(vm)
 
     # -- the operation -----------------------------------------------------------------------
 
     def _run(self, op: Operation) -> None:
         vm = str(op.params["vm"])
-        order, ready = self._orders[vm]
+        mine = self._announced[vm]
+        order = mine.order
         self._going[vm] = op
         with self._keeping.turn(vm, *order.volumes):
             self._check_free(vm)
@@ -207,7 +214,7 @@ class Incoming:
             self._see_sizes(order)
             op.record(prepared=True)
             op.step("prepared")
-        ready.set_result(order.text)
+        mine.ready.set_result(order.text)
         log.info("VM %s (%s) may come", vm, order.name)
         self._wait(op, vm)
 

@@ -28,6 +28,7 @@ class MigrateRequest:
     peer: str
     way: Way
     limit: int = 0
+    schedule: Mapping[str, Any] | None = None  # what to do when it does not come to an end
 
 
 def parse(vm: str, params: Mapping[str, Any], routes: Routes) -> MigrateRequest:
@@ -38,7 +39,7 @@ def parse(vm: str, params: Mapping[str, Any], routes: Routes) -> MigrateRequest:
     host = host_of(peer)
     if not host:
         raise _bad(vm, "params.dst is missing; name the other host and its port")
-    data = str(params.get("dstqemu") or host)
+    data = str(params.get("dstqemu") or host).strip("[]")
     way = Way(
         uri=routes.libvirt.format(host=host),
         data=routes.data.format(host=f"[{data}]" if ":" in data else data),
@@ -50,7 +51,8 @@ def parse(vm: str, params: Mapping[str, Any], routes: Routes) -> MigrateRequest:
         converge=bool(params.get("autoConverge")),
         abort_on_error=bool(params.get("abortOnError")),
     )
-    return MigrateRequest(vm, peer, way, int(params.get("incomingLimit") or 0))
+    limit = int(params.get("incomingLimit") or 0)
+    return MigrateRequest(vm, peer, way, limit, params.get("convergenceSchedule"))
 
 
 def host_of(peer: str) -> str:

@@ -37,6 +37,7 @@ from vdsm_storage.host.libvirt_model import Change, VmError, VmEvent
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import migrate_xml
+from vdsm_storage.vms.departing import Convergence, Packing, quietly
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
 from vdsm_storage.vms.launches import Exit, Launches, why_stopped
 from vdsm_storage.vms.migrate_request import MigrateRequest
@@ -73,6 +74,7 @@ class Leaving:
     lanes: Lanes
     publish: Callable[[str, Mapping[str, object]], None]
     announce: Callable[[str], None]
+    frozen: Callable[[str], float | None]  # seconds since a guest was frozen
 
 
 class Outgoing:
@@ -87,6 +89,7 @@ class Outgoing:
         self._lanes = leaving.lanes
         self._publish = leaving.publish
         self._announce = leaving.announce
+        self._packing = Packing(keeping, leaving.libvirt, tools.secrets, leaving.frozen)
         self._never = threading.Event()
         self._going: dict[str, Operation] = {}
         self._ends: dict[str, Mapping[str, Any]] = {}  # what libvirt told of the end of VMs
@@ -153,7 +156,7 @@ class Outgoing:
                 kind=MIGRATE,
                 params={
                     "vm": asked.vm, "peer": asked.peer, "limit": asked.limit, "adopted": adopted,
-                    "way": asdict(asked.way),
+                    "way": asdict(asked.way), "schedule": asked.schedule,
                 },
                 domains=[],
                 verb="VM.migrate",
@@ -173,10 +176,9 @@ class Outgoing:
         vm = str(op.params["vm"])
         self._going[vm] = op
         with self._told(op, vm):
-            xml = self._what_to_send(vm)
-            secrets = self._secrets(vm)
+            told = self._packing.pack(vm)
             op.step("begun")
-            answer = self._ask(op, {"vmId": vm, "xml": xml, "secrets": secrets})
+            answer = self._ask(op, told)
             op.step("prepared")
             there = (answer.get("params") or {}).get("xml") if isinstance(answer, dict) else None
             own = self._libvirt.own_xml(vm)
@@ -218,36 +220,12 @@ class Outgoing:
             if error is not None:
                 self._errors[vm] = error
 
-    def _what_to_send(self, vm: str) -> str:
-        """Raises MigrationError, 1, 6, 59."""
-        definition = self._keeping.running(vm)
-        reason = migrate_xml.why_not(definition.xml, definition.drives)
-        if reason:
-            raise MigrationError(vm=vm, reason=reason)
-        return migrate_xml.to_send(self._libvirt.saved_xml(vm), definition.drives)
-
-    def _secrets(self, vm: str) -> list[dict[str, Any]]:
-        """Raises MigrationError when a value is not known any more."""
-        known = self._tools.secrets.entries(vm)
-        lost = set(self._tools.secrets.of(vm)) - {entry.uuid for entry in known}
-        if lost:
-            reason = (
-                f"the values of its secrets {', '.join(sorted(lost))} are not kept (secrets.keep) "
-                "and were forgotten when the agent was restarted"
-            )
-            raise MigrationError(vm=vm, reason=reason)
-        return [
-            {"uuid": entry.uuid, "usageType": entry.usage_type, "password": entry.password}
-            for entry in known
-        ]
-
     def _ask(self, op: Operation, told: dict[str, Any]) -> Any:
         """The other agent gets ready; waits for its turn there.
 
         Raises NoConnectionToPeer (10), PeerRefused, ActionStopped.
         """
         vm, limit = str(op.params["vm"]), int(op.params["limit"])
-        told = {**told, "vmName": self._tools.registry.state(vm).name, "status": "Up"}
         params = {"vmID": vm, "params": told, "incomingLimit": limit}
         while True:
             try:
@@ -280,11 +258,12 @@ class Outgoing:
 
     def _follow(self, op: Operation, vm: str, call: Future[Any] | None) -> None:
         """Until it is on the other host.  Raises MigrationError when it stays, ActionStopped."""
+        convergence = Convergence(self._libvirt, vm, op.params["schedule"])
         still = 0  # looks at which it ran here and nothing moved it
         while call is None or not call.done() or call.exception() is not None:
             if op.suspended:
                 op.check()
-            seen = self._look(op, vm)
+            seen = self._look(op, vm, convergence)
             if seen is _Seen.GONE:
                 self._is_gone(op, vm)
                 return
@@ -294,7 +273,7 @@ class Outgoing:
                 raise MigrationError(vm=vm, reason=_why(call))
             self._tools.clock.wait(self._never, LOOK)
 
-    def _look(self, op: Operation, vm: str) -> _Seen:
+    def _look(self, op: Operation, vm: str, convergence: Convergence) -> _Seen:
         try:
             self._tools.registry.state(vm)
             progress = self._libvirt.migration(vm)
@@ -307,6 +286,7 @@ class Outgoing:
             return _Seen.NOTHING
         if progress is None:
             return _Seen.STAYS
+        quietly(lambda: convergence.look(progress))
         if self._migrations.sent(vm, progress.percent):
             op.progress(progress.percent / 100)
             self._publish_progress(vm)

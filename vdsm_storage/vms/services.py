@@ -12,7 +12,7 @@ from typing import Any, Final
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.config import Config
-from vdsm_storage.errors import AgentError, NoSuchVM, VMIsDown
+from vdsm_storage.errors import AgentError, MigrationInProgress, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
 from vdsm_storage.images.workshop import Workshop
@@ -173,6 +173,16 @@ class VmServices:
         percent = self.migrations.percent(row["vmId"])
         if percent is not None:
             row["migrationProgress"] = percent
+
+    def must_stay(self, vm: str) -> None:
+        """What would not be there on the other host must not be done now.
+
+        Raises MigrationInProgress (51).
+        """
+        if self.migrations.leaving(vm):
+            raise MigrationInProgress(vm=vm, peer=self.migrations.status(vm).peer)
+        if self.launches.coming(vm):
+            raise MigrationInProgress(vm=vm, peer="this one")
 
     def coming(self) -> list[str]:
         """VMs that are on their way here."""
