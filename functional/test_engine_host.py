@@ -81,7 +81,7 @@ def test_no_virtual_machines(lab: Lab) -> None:
     [
         ("Host.setMOMPolicyParameters", {"key_value_store": {"balloonEnabled": False}}),
         ("Host.hostdevListByCaps", {"caps": []}),
-        ("VM.getMigrationStatus", {"vmID": NO_UUID}),
+        ("VM.screenshot", {"vmID": NO_UUID}),
         ("SDM.isolateVolume", {"vol_info": {}}),
     ],
 )

@@ -150,7 +150,7 @@ def test_values_are_typed_by_the_schema(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["VM", "getMigrationStatus", f"vmID={uuid.UUID(int=1)}"], 44),
+        (["VM", "screenshot", f"vmID={uuid.UUID(int=1)}"], 44),
         (["Volume", "getInfo", "volumeID=x"], -32602),
         (["StorageDomain", "getInfo", f"storagedomainID={uuid.UUID(int=1)}"], 358),
     ],

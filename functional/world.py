@@ -7,6 +7,7 @@ The domains are in files or on LUNs; see functional/backends.py.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import subprocess
@@ -42,6 +43,7 @@ class World:
 
     def __init__(self, agent: AgentProcess, servers: list[StorageServer], attach: bool) -> None:
         self.agent = agent
+        self.host_id = 1
         self.pool, self.main, self.second = new_id(), new_id(), new_id()
         self.places = dict(zip((self.main, self.second), servers, strict=True))
         self.version = 1  # of the master
@@ -60,6 +62,17 @@ class World:
         self.connect_pool()
         self.settle()
 
+    def seen_by(self, agent: AgentProcess, host_id: int) -> World:
+        """The same pool, on another host."""
+        other = copy.copy(self)
+        other.agent, other.host_id = agent, host_id
+        other.client = Client.dev(str(agent.dir), timeout=180.0)
+        for server in self.places.values():
+            other.connect_server(server)
+        other.connect_pool()
+        other.settle()
+        return other
+
     # -- the agent's life --------------------------------------------------------------------
 
     def restart(self, crash_point: str = "") -> None:
@@ -69,8 +82,12 @@ class World:
             self.agent.kill()
         self.armed = crash_point
         self.agent.start(crash_point)
-        self.client = Client.dev(str(self.agent.dir), timeout=180.0)
+        self.reconnect()
         self.settle()
+
+    def reconnect(self) -> None:
+        """To an agent that was started again."""
+        self.client = Client.dev(str(self.agent.dir), timeout=180.0)
 
     def settle(self) -> None:
         """Until every domain of the pool is usable and nothing waits for its recovery."""
@@ -168,14 +185,15 @@ class World:
 
     def connect_pool(self) -> None:
         self.call(
-            "StoragePool.connect", storagepoolID=self.pool, hostID=1, scsiKey=self.pool,
+            "StoragePool.connect", storagepoolID=self.pool, hostID=self.host_id, scsiKey=self.pool,
             masterSdUUID=self.main, masterVersion=self.version,
             domainDict=dict.fromkeys(self.attached, "active"),
         )  # fmt: skip
 
     def disconnect_pool(self) -> None:
         self.call(
-            "StoragePool.disconnect", storagepoolID=self.pool, hostID=1, scsiKey=self.pool
+            "StoragePool.disconnect", storagepoolID=self.pool, hostID=self.host_id,
+            scsiKey=self.pool,
         )
 
     def start_spm(self) -> str:

@@ -118,6 +118,10 @@ class Registry:
             raise SecretUnregistrationFailed(reason=error) from error
         return left | self._of_vms().keys()
 
+    def entries_of_vms(self, uuids: Collection[str]) -> list[Entry]:
+        """Those whose values are known here."""
+        return [entry for uuid, entry in self._of_vms().items() if uuid in uuids]
+
     def _of_vms(self) -> dict[str, Entry]:
         return {uuid: entry for uuid, entry in self._entries.items() if entry.of_vms}
 

@@ -30,7 +30,7 @@ from vdsm_storage.host.libvirt import Libvirt
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
-from vdsm_storage.host.libvirt_life import LibvirtLife
+from vdsm_storage.host.libvirt_migration import LibvirtMigration
 from vdsm_storage.host.libvirt_thresholds import LibvirtThresholds
 from vdsm_storage.host.qemu_img import NewImage, QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
@@ -62,6 +62,7 @@ from vdsm_storage.monitor.poller import Poller
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
 from vdsm_storage.monitor.thin import Thin, policy_of
 from vdsm_storage.monitor.thin_history import History
+from vdsm_storage.monitor.thin_moving import Moving
 from vdsm_storage.monitor.thin_tools import ThinTools
 from vdsm_storage.rpc import tls
 from vdsm_storage.rpc.announce import announce, withdraw
@@ -69,6 +70,7 @@ from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
 from vdsm_storage.rpc.http import Services as HttpServices
 from vdsm_storage.rpc.listener import Listener
+from vdsm_storage.rpc.peer import Peers
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
@@ -191,7 +193,7 @@ class Agent:
     def _host_facts(self, health: Health, block: BlockTools, vms: VmServices) -> HostFacts:
         return HostFacts(
             KernelFiles(), self._clock, VERSION, (self._config.paths.run,), health.storage_domains,
-            block.network.multipath.health, vms.registry.counts,
+            block.network.multipath.health, vms.counts,
         )  # fmt: skip
 
     def _vm_disks(
@@ -209,28 +211,27 @@ class Agent:
             Holdings(os.path.join(paths.run, "holdings")), VmSecrets(self._secrets, paths.run),
             Transients(os.path.join(paths.state, "transient"), overlay),
             Throttles(os.path.join(paths.run, "throttled"), LibvirtDisks(self._libvirt)),
-            volumes.shop.locks, self._runner, self._clock,
+            volumes.shop.locks, self._runner, self._clock, vms.coming,
         )  # fmt: skip
         looking = Looking(
             storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
         )
         jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.bandwidth.replicate
         copying = CopyTools(jobs, extender.extend, vms.merges.jobs.images_of, limit)
-        base = DiskBase(
-            tools, self._lanes, guard, looking, LibvirtLife(self._libvirt), vms.launches,
-            leases.spec, self._config.vms.unplug_timeout, copying,
-        )  # fmt: skip
-        return VmDisks(base)
+        return VmDisks(DiskBase(
+            tools, self._lanes, guard, looking, LibvirtMigration(self._libvirt), vms, leases.spec,
+            self._config.vms, copying,
+        ))  # fmt: skip
 
     def _thin_provisioning(
         self, vms: VmServices, disks: VmDisks, domains: Domains, extender: Extender
     ) -> Thin:
-        settings, clock, lanes = self._config.thin, self._clock, self._lanes
+        settings = self._config.thin
         history = History(os.path.join(self._config.paths.run, "thin"))
         tools = ThinTools(
             vms.registry, LibvirtThresholds(self._libvirt), domains, extender, disks.throttles,
-            history, policy_of(settings), settings, lanes, clock,
-            self._broker.publish_event, self._crash.reach,
+            history, policy_of(settings), settings, self._lanes, self._clock,
+            self._broker.publish_event, self._crash.reach, Moving(vms.migrations).refresh,
         )  # fmt: skip
         return Thin(tools)
 
@@ -240,7 +241,8 @@ class Agent:
 
         vms = LibvirtBlockJobs(self._libvirt)
         publish, runner = self._broker.publish_event, self._runner
-        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner)
+        peers = Peers(lambda: tls.peer_context(self._config))
+        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner, peers.call)
         return VmServices(below, shop, prepare, merging)
 
     def _secret_registry(self) -> Registry:
@@ -287,10 +289,7 @@ class Agent:
             self._context,
             self._lanes,
             Settings(
-                rpc.max_outstanding,
-                rpc.strict,
-                rpc.check_replies,
-                config.storage.lane_workers,
+                rpc.max_outstanding, rpc.strict, rpc.check_replies, config.storage.lane_workers,
                 rpc.verb_timeout,
             ),
             lambda: self._recovered,
@@ -299,6 +298,7 @@ class Agent:
         http = HttpServices(self._discovery.encoded, self._health, self._streams, self._lanes)
         self._listener = await Listener.start(config, context, self._broker, dispatcher, http)
         self._runner.load()
+        self._services.disks.load()
         self._settler.start()
         self._leases.lost.start(self._leases_lost)
         self._libvirt.start()
@@ -394,10 +394,6 @@ class Agent:
         return Context(self._services, flow_id, client)
 
     def _health(self) -> tuple[int, dict[str, object]]:
-        state: dict[str, object] = {
-            "status": "ok" if self._recovered else "recovering",
-            "version": VERSION,
-            "time": time.time(),
-            "lanes": self._lanes.stats(),
-        }
-        return (200 if self._recovered else 503), state
+        status = "ok" if self._recovered else "recovering"
+        state = {"version": VERSION, "time": time.time(), "lanes": self._lanes.stats()}
+        return (200 if self._recovered else 503), {"status": status, **state}

@@ -129,6 +129,10 @@ class Libvirt:
     keepalive_count: int = 3
     # Seconds between two attempts to connect.
     retry: float = 2.0
+    # Where the libvirt of another host is, that a VM moves to, and where its QEMU receives the VM;
+    # {host} stands for the host that VM.migrate names.
+    migration_uri: str = "qemu+tls://{host}/system"
+    migration_data: str = "tcp://{host}"
 
 
 @dataclass
@@ -157,6 +161,9 @@ class Vms:
     snapshot_timeout: float = 300.0
     # Seconds that a guest may take to give back a disk that is taken away from it.
     unplug_timeout: float = 30.0
+    # Seconds in which a VM that another host announced must begin to arrive, or what was made for
+    # it is let go.
+    arrival_timeout: float = 120.0
 
 
 @dataclass

@@ -6,7 +6,8 @@ Each VM has a lane of its own: one whose QEMU or guest agent hangs delays nobody
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from vdsm_storage.base.uuids import BLANK, new_uuid
@@ -20,9 +21,11 @@ from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
 from vdsm_storage.verbs.thin import with_thin
+from vdsm_storage.vms import migrate_request
 from vdsm_storage.vms.change_cd import CDROM, FLOPPY
 from vdsm_storage.vms.memory import MemoryVolumes
 from vdsm_storage.vms.merge_request import MergeRequest
+from vdsm_storage.vms.migrate_request import Routes
 from vdsm_storage.vms.shutdown import Shutdown
 from vdsm_storage.vms.snapshot_request import NewLeaf, SnapshotRequest
 
@@ -70,6 +73,37 @@ def destroy(ctx: Context, vmID: str, gracefulAttempts: int = 1) -> None:
 def create(ctx: Context, vmID: str, vmParams: Mapping[str, Any]) -> dict[str, Any]:
     """The VM is started after the answer."""
     return ctx.services.disks.creation.create(vmID, vmParams)
+
+
+def migrate(ctx: Context, vmID: str, params: Mapping[str, Any]) -> None:
+    """The VM moves after the answer."""
+    settings = ctx.services.config.libvirt
+    routes = Routes(settings.migration_uri, settings.migration_data)
+    ctx.services.disks.outgoing.migrate(migrate_request.parse(vmID, params, routes))
+
+
+def migrateCancel(ctx: Context, vmID: str) -> None:
+    """Also of one that is on its way here: what was made for it is let go."""
+    if not ctx.services.disks.incoming.stop(vmID):
+        ctx.services.disks.outgoing.cancel(vmID)
+
+
+def migrationCreate(
+    ctx: Context, vmID: str, params: Mapping[str, Any], incomingLimit: int = 0
+) -> dict[str, Any]:
+    """libvirt chooses the port."""
+    found = ctx.services.disks.incoming.prepare(vmID, params, incomingLimit)
+    return {"migrationPort": 0, "params": found}
+
+
+def getMigrationStatus(ctx: Context, vmID: str) -> dict[str, Any]:
+    """Raises why it stays, of one that failed."""
+    found = ctx.services.vms.migrations.status(vmID)
+    if found.error is not None:
+        raise found.error
+    if found.going:
+        return {"vmId": vmID, "status": "in_progress", "progress": found.percent}
+    return {"vmId": vmID, "status": "done", "downtime": found.downtime}
 
 
 def shutdown(
@@ -250,6 +284,17 @@ def updateVmPolicy(ctx: Context, vmID: str, params: Mapping[str, Any]) -> None:
     ctx.services.disks.io_tune.update_policy(vmID, params)
 
 
+def _staying(function: Callable[..., object]) -> Callable[..., object]:
+    """Not of a VM that is on its way to another host, or from one."""
+
+    @functools.wraps(function)
+    def verb(ctx: Context, vmID: str, **params: Any) -> object:
+        ctx.services.vms.must_stay(vmID)
+        return function(ctx, vmID, **params)
+
+    return verb
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     "VM.getStats": Verb(getStats, lane=VM),
     "VM.getThinHistory": Verb(getThinHistory, lane=VM),
@@ -259,22 +304,26 @@ VERBS: Final[Mapping[str, Verb]] = {
     "VM.reset": Verb(reset, lane=VM),
     "VM.destroy": Verb(destroy, lane=VM),
     "VM.create": Verb(create, lane=VM),
+    "VM.migrate": Verb(migrate, lane=VM),
+    "VM.migrateCancel": Verb(migrateCancel, lane=VM),
+    "VM.migrationCreate": Verb(migrationCreate, lane=VM),
+    "VM.getMigrationStatus": Verb(getMigrationStatus),
     "VM.shutdown": Verb(shutdown, lane=VM),
-    "VM.freeze": Verb(freeze, lane=VM),
+    "VM.freeze": Verb(_staying(freeze), lane=VM),
     "VM.thaw": Verb(thaw, lane=VM),
-    "VM.snapshot": Verb(snapshot, lane=VM),
-    "VM.merge": Verb(merge, lane=VM),
-    "VM.diskReplicateStart": Verb(diskReplicateStart, lane=VM),
+    "VM.snapshot": Verb(_staying(snapshot), lane=VM),
+    "VM.merge": Verb(_staying(merge), lane=VM),
+    "VM.diskReplicateStart": Verb(_staying(diskReplicateStart), lane=VM),
     "VM.diskReplicateFinish": Verb(diskReplicateFinish, lane=VM),
     "VM.setReplicationBandwidth": Verb(setReplicationBandwidth, lane=VM),
-    "VM.hotplugDisk": Verb(hotplugDisk, lane=VM),
-    "VM.hotunplugDisk": Verb(hotunplugDisk, lane=VM),
-    "VM.hotplugLease": Verb(hotplugLease, lane=VM),
-    "VM.hotunplugLease": Verb(hotunplugLease, lane=VM),
-    "VM.changeCD": Verb(changeCD, lane=VM),
-    "VM.changeFloppy": Verb(changeFloppy, lane=VM),
-    "VM.updateDevice": Verb(updateDevice, lane=VM),
-    "VM.diskSizeExtend": Verb(diskSizeExtend, lane=VM),
+    "VM.hotplugDisk": Verb(_staying(hotplugDisk), lane=VM),
+    "VM.hotunplugDisk": Verb(_staying(hotunplugDisk), lane=VM),
+    "VM.hotplugLease": Verb(_staying(hotplugLease), lane=VM),
+    "VM.hotunplugLease": Verb(_staying(hotunplugLease), lane=VM),
+    "VM.changeCD": Verb(_staying(changeCD), lane=VM),
+    "VM.changeFloppy": Verb(_staying(changeFloppy), lane=VM),
+    "VM.updateDevice": Verb(_staying(updateDevice), lane=VM),
+    "VM.diskSizeExtend": Verb(_staying(diskSizeExtend), lane=VM),
     "VM.refresh_disk": Verb(refresh_disk, lane=VM),
     "VM.getDiskAlignment": Verb(getDiskAlignment, lane="disk.domainID"),
     "VM.setIoTune": Verb(setIoTune, lane=VM),

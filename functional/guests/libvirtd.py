@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 START = 180.0  # seconds; the first time QEMU is asked for what it can
@@ -60,6 +61,8 @@ class Libvirtd:
         (self.directory / "etc" / "libvirtd.conf").write_text(
             f'unix_sock_dir = "{self.socket.parent}"\n'
             'auth_unix_rw = "none"\nauth_unix_ro = "none"\nunix_sock_group = "root"\n'
+            # Else two of them would be one host, and no guest could move from one to the other.
+            f'host_uuid = "{uuid.uuid4()}"\n'
             f'log_outputs = "3:file:{self.directory}/libvirtd.log"\n'
         )
         for name, row in (("passwd", ":x:64055:64055::/:/bin/false"), ("group", ":x:64055:")):
@@ -86,7 +89,7 @@ class Libvirtd:
         own = base / self.directory.relative_to(base).parts[0]
         lines = [
             "cut -d' ' -f5 /proc/self/mountinfo | tac | while read -r point; do"
-            f' case "$point" in {shlex.quote(str(own))}/*) ;;'
+            f' case "$point" in {shlex.quote(str(own))}|{shlex.quote(str(own))}/*) ;;'
             f' {shlex.quote(str(base.parent))}/*) umount --lazy "$point" || : ;; esac; done'
         ]
         for name, target in binds.items():

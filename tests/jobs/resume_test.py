@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from vdsm_storage.base.uuids import new_uuid
 from vdsm_storage.errors import VolumeDoesNotExist
 from vdsm_storage.jobs.hostjobs import Jobs
 from vdsm_storage.jobs.journal import JOB, Journal
-from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation
+from vdsm_storage.jobs.operation import CrashPoints, Kind, Operation, SuspendedError
 from vdsm_storage.jobs.runner import Request, Runner, Running
 
 
@@ -161,3 +162,31 @@ def test_failed_work_is_not_resumed(bench: Bench) -> None:
     bench.runner.recover_domains(lambda _domain: True)
     assert bench.resumed == []
     assert (bench.undone, bench.status(job)) == ([job, job], "failed")
+
+
+def test_call_whose_caller_is_gone_leaves_nothing(bench: Bench) -> None:
+    """Nobody will ask what came of it."""
+    at_work = threading.Event()
+
+    def work(op: Operation) -> None:
+        begin(op)
+        at_work.set()
+        op.cancel.event.wait(10)
+        op.check()
+
+    def call() -> None:
+        with contextlib.suppress(SuspendedError):
+            bench.runner.run(Request("long", {}, ["domain"], verb="VM.migrate"))
+
+    bench.do = work
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    assert at_work.wait(10)
+    bench.runner.stop_all(10)
+    thread.join(10)
+    assert list(bench.directory.glob("*.json"))
+    bench.restart()
+    bench.do = begin
+    bench.runner.recover_domains(lambda _domain: True)
+    until(lambda: not list(bench.directory.glob("*.json")))
+    assert (len(bench.resumed), bench.undone) == (1, [])

@@ -42,6 +42,43 @@ class VMExists(AgentError):
     template = "VM {vm} runs here already, or is being started; end it with VM.destroy first"
 
 
+class NoConnectionToPeer(AgentError):
+    code = 10
+    template = "The agent of host {peer} cannot be asked for {verb}: {reason}"
+
+
+class MigrationError(AgentError):
+    code = 12
+    template = "VM {vm} was not moved: {reason}"
+
+
+class MigrationCancelationFailed(AgentError):
+    code = 47
+    template = "The migration of VM {vm} could not be stopped: {reason}"
+
+
+class MigrationInProgress(AgentError):
+    code = 51
+    template = "VM {vm} is moving to host {peer} already; VM.migrateCancel stops that"
+
+
+class MigrationNotInProgress(AgentError):
+    code = 81
+    template = "VM {vm} is not being moved to another host, nor was it since the agent started"
+
+
+class MigrationLimitExceeded(AgentError):
+    code = 82
+    template = "VM {vm} cannot come yet: {count} others are arriving, and {limit} may at a time"
+
+
+class PeerRefused(AgentError):
+    """`number` is the error code that the other agent answered."""
+
+    code = 12
+    template = "The agent of host {peer} answered {verb} with error {number}: {reason}"
+
+
 class CannotCreateVM(AgentError):
     code = 9
     template = "VM {vm} was not started: {reason}"

@@ -50,6 +50,11 @@ class _Fixed:
     system: dict[str, str]
 
 
+VM_COUNTS: Final = (
+    "vmCount", "vmActive", "vmMigrating", "incomingVmMigrations", "outgoingVmMigrations",
+)  # fmt: skip
+
+
 class HostFacts:
     """`storage_domains` gives the health of every monitored domain, `multipath_health` the maps
     with failed paths, both without I/O.  `vms` counts those that run, and those not paused.
@@ -65,7 +70,7 @@ class HostFacts:
         watched_paths: tuple[str, ...],
         storage_domains: Callable[[], Mapping[str, Any]],
         multipath_health: Callable[[], Mapping[str, Any]] = dict,
-        vms: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        vms: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._files = files
         self._clock = clock
@@ -116,16 +121,11 @@ class HostFacts:
         usage = self._meter.usage()
         interfaces = self._network.counters(self._clock.time())
         load = float(self._files.text("/proc/loadavg", "0").split()[0])
-        running, active = self._vms()
         return {
             "storageDomains": dict(self._storage_domains()),
             "multipathHealth": dict(self._multipath_health()),
-            "vmCount": running,
-            "vmActive": active,
-            # The agent migrates none: these are true, not forgotten.
-            "vmMigrating": 0,
-            "incomingVmMigrations": 0,
-            "outgoingVmMigrations": 0,
+            **dict.fromkeys(VM_COUNTS, 0),
+            **self._vms(),
             "cpuUser": _percent(usage.total.user),
             "cpuSys": _percent(usage.total.system),
             "cpuIdle": _percent(usage.total.idle),

@@ -149,6 +149,8 @@ class Runner:
                 self._execute(running, again=again)
             except Exception as error:  # noqa: BLE001 - root of the task; the entry holds it
                 log.warning("%s %s ended: %s", running.entry.verb, running.entry.id, error)
+            if running.entry.family == j.CALL and not running.interrupted:
+                self.forget(running.entry.id)  # its caller is gone
 
         try:
             self._lanes.submit(f"task {lane}", work, RUN_TIMEOUT, AT_ONCE)

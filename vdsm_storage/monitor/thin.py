@@ -22,6 +22,8 @@ from vdsm_storage.monitor.thin_tools import ThinTools
 from vdsm_storage.monitor.thin_view import ThinView
 from vdsm_storage.monitor.watermark import Policy
 
+# A VM that arrived from another host goes on, too.
+LOOK_AFTER: Final = (Change.STARTED, Change.RESUMED, Change.DEVICES, Change.IO_ERROR)
 BY_ERROR: Final = 2  # VIR_DOMAIN_EVENT_SUSPENDED_IOERROR
 
 log = logging.getLogger("thin")
@@ -104,5 +106,5 @@ class Thin:
             self._looking.forget(event.vm)
             return
         by_error = event.change is Change.PAUSED and event.facts.get("detail") == BY_ERROR
-        if by_error or event.change in (Change.STARTED, Change.DEVICES, Change.IO_ERROR):
+        if by_error or event.change in LOOK_AFTER:
             self._looking.vm(event.vm)

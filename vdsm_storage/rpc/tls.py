@@ -12,6 +12,7 @@ import os
 import ssl
 from dataclasses import dataclass
 
+from vdsm_storage.config import Config
 from vdsm_storage.errors import InvalidConfiguration
 
 
@@ -63,6 +64,11 @@ def client_context(files: Files, insecure: bool = False) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE if insecure else ssl.CERT_REQUIRED
     _load(context, files)
     return context
+
+
+def peer_context(config: Config) -> ssl.SSLContext | None:
+    """For connections to agents of other hosts; None where this one serves plain text."""
+    return client_context(host_files(config.paths.pki)) if config.tls.enabled else None
 
 
 def names_address(certificate: object, address: str) -> bool:

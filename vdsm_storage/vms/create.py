@@ -27,7 +27,6 @@ from vdsm_storage.errors import (
     ActionStopped,
     AgentError,
     CannotCreateVM,
-    CannotPrepareImage,
     LibvirtTimeout,
     LibvirtUnavailable,
     NoSuchVM,
@@ -36,17 +35,15 @@ from vdsm_storage.errors import (
 )
 from vdsm_storage.host.libvirt_life import LibvirtLife
 from vdsm_storage.host.libvirt_model import PAUSED, Change, VmError, VmEvent
-from vdsm_storage.images import metadata as md
 from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
-from vdsm_storage.leases.external import LeaseRef
-from vdsm_storage.leases.model import LeaseSpec
 from vdsm_storage.vms import start_xml
 from vdsm_storage.vms.drives import VolumePath
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
 from vdsm_storage.vms.launches import UP, WAITING, Exit, Launches
+from vdsm_storage.vms.preparing import Preparing
 from vdsm_storage.vms.registry import Definition
-from vdsm_storage.vms.start_xml import DiskOrder, Order
+from vdsm_storage.vms.start_xml import Order
 
 CREATE: Final = "vm.create"
 BEGIN: Final = 600.0  # seconds that a start may wait for its thread
@@ -60,12 +57,11 @@ log = logging.getLogger("vms.create")
 
 @dataclass(frozen=True)
 class Starting:
-    """`lease` tells where a lease is; raises NoSuchLease (936)."""
-
     libvirt: LibvirtLife
     launches: Launches
     lanes: Lanes
-    lease: Callable[[LeaseRef], LeaseSpec]
+    preparing: Preparing
+    moving: Callable[[str], bool]  # whether a VM is on its way to another host
 
 
 class Creation:
@@ -77,7 +73,8 @@ class Creation:
         self._libvirt = starting.libvirt
         self._launches = starting.launches
         self._lanes = starting.lanes
-        self._lease = starting.lease
+        self._preparing = starting.preparing
+        self._moving = starting.moving
         self._never = threading.Event()
         self._orders: dict[str, Order] = {}
         self._going: dict[str, Operation] = {}
@@ -164,12 +161,12 @@ class Creation:
         self._going[vm] = op
         with self._keeping.turn(vm, *order.volumes):
             self._check_free(vm)
-            leases = self._check(order)
+            leases = self._preparing.check(order)
             op.record(begun=True)
             op.step("begun")
             self._tools.secrets.give(vm, order.secrets)
             op.step("secrets")
-            self._prepare(order, leases)
+            self._preparing.prepare(order, leases)
             op.step("prepared")
             self._start(order, op.id)
             op.step("started", abortable=False)
@@ -177,45 +174,6 @@ class Creation:
             op.step("resumed", abortable=False)
         self._is_up(vm)
         log.info("VM %s (%s) runs with %s disks", vm, order.name, len(order.disks))
-
-    def _check(self, order: Order) -> list[tuple[Any, LeaseSpec]]:
-        """Every volume and lease is there.  Raises 1630, 936, 9."""
-        for disk in order.disks:
-            volume = disk.volume
-            if volume is None:
-                continue
-            try:
-                metadata = self._tools.find_store(volume.domain).load(volume.image, volume.volume)
-            except (AgentError, OSError) as error:
-                raise CannotPrepareImage(
-                    volume=volume.volume, image=volume.image, reason=error
-                ) from error
-            if metadata.voltype != md.LEAF and not disk.readonly and not disk.transient:
-                reason = (
-                    f"other volumes are based on {volume.volume}: disk {disk.name} must be "
-                    "read-only"
-                )
-                raise CannotCreateVM(vm=order.vm, reason=reason)
-        return [(lease, self._lease(ref)) for lease, ref in order.leases]
-
-    def _prepare(self, order: Order, leases: list[tuple[Any, LeaseSpec]]) -> None:
-        for disk in order.disks:
-            if disk.volume is not None:
-                self._prepare_disk(order, disk, disk.volume)
-        for lease, spec in leases:
-            start_xml.put_lease(lease, spec)
-
-    def _prepare_disk(self, order: Order, disk: DiskOrder, volume: VolumePath) -> None:
-        usable = self._keeping.prepare(
-            order.vm, volume, transient=disk.transient, key=disk.key is not None
-        )
-        start_xml.put_volume(disk, usable)
-        if disk.exclusive:
-            spec = self._tools.find_store(volume.domain).lease(volume.image, volume.volume)
-            if spec is None:
-                reason = f"volumes of domain {volume.domain} have no leases; disk {disk.name} wants"
-                raise CannotCreateVM(vm=order.vm, reason=f"{reason} its own")
-            start_xml.put_volume_lease(order, volume, spec)
 
     def _start(self, order: Order, launch: str) -> None:
         """Raises CannotCreateVM (9), and what settled() does."""
@@ -329,7 +287,7 @@ class Creation:
         for vm in running & self._launches.given_up().keys():
             self._look_late(vm)
         for vm in self._launches.of_status(UP):
-            if vm not in running:
+            if vm not in running and not self._moving(vm):
                 text = "The VM ended while nobody looked"
                 self._launches.down(vm, Exit.MISSING, text)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +73,7 @@ class DiskTools:
     locks: Locks
     runner: Runner
     clock: Clock
+    coming: Callable[[], Collection[str]] = tuple  # VMs that are on their way here
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Keeping:
 
     def release_held(self, vm: str, volume: VolumePath) -> None:
         """The same for who holds the image's lock, by turn()."""
-        users = self.users(volume)
+        users = self.users(volume) + self._awaited(volume, vm)
         if users:
             log.info("Volume %s stays prepared for VM %s", volume.volume, ", ".join(users))
         else:
@@ -261,6 +262,16 @@ class Keeping:
     def kept(self) -> set[str]:
         """The VMs that something is kept for."""
         return {*self._tools.holdings.vms(), *self._tools.secrets.vms()}
+
+    def _awaited(self, volume: VolumePath, vm: str) -> list[str]:
+        """Other VMs that the image was made usable for, and of which libvirt has nothing yet."""
+        image = (volume.domain, volume.image)
+        return [
+            other
+            for other in self._tools.coming()
+            if other != vm
+            and any((v.domain, v.image) == image for v in self._tools.holdings.of(other))
+        ]
 
     def users(self, volume: VolumePath) -> list[str]:
         """The VMs that have the volume's image, or copy a disk to it.  Raises 59."""

@@ -23,6 +23,7 @@ from vdsm_storage.errors import VMExists
 from vdsm_storage.host.libvirt_model import DOWN
 
 WAITING: Final = "WaitForLaunch"
+COMING: Final = "Migration Destination"  # from another host
 UP: Final = "Up"
 ENDING: Final = "Powering down"
 
@@ -69,7 +70,7 @@ def why_stopped(facts: Mapping[str, Any]) -> tuple[Exit, str]:
 
 @dataclass
 class Launch:
-    """`status` is WAITING, UP (whatever libvirt says of it now) or DOWN."""
+    """`status` is WAITING, COMING, UP (whatever libvirt says of it now) or DOWN."""
 
     vm: str
     name: str
@@ -99,6 +100,17 @@ class Launches:
         found = self._launches.get(vm)
         return found is not None and found.status == WAITING
 
+    def coming(self, vm: str) -> bool:
+        """Whether it is on its way from another host."""
+        found = self._launches.get(vm)
+        return found is not None and found.status == COMING
+
+    def not_yet(self, vm: str) -> str:
+        """As what it is listed while it is being started or is on its way, whatever libvirt has of
+        it by then; "" for all others."""
+        found = self._launches.get(vm)
+        return found.status if found is not None and found.status in (WAITING, COMING) else ""
+
     def row(self, vm: str) -> dict[str, Any] | None:
         """Of one that is being started, or is down."""
         found = self._launches.get(vm)
@@ -121,13 +133,21 @@ class Launches:
 
     # -- what happens ------------------------------------------------------------------------
 
-    def begin(self, vm: str, name: str) -> None:
+    def begin(self, vm: str, name: str, status: str = WAITING) -> None:
         """It is asked for.  Raises VMExists (4) unless it is unknown or down, OSError."""
         with self._lock:
             there = self._launches.get(vm)
             if there is not None and there.status != DOWN:
                 raise VMExists(vm=vm)
-            self._keep(Launch(vm, name, WAITING))
+            self._keep(Launch(vm, name, status))
+
+    def adopt(self, vm: str, name: str) -> bool:
+        """One that others started shall be listed at its end; False if it would be anyway."""
+        with self._lock:
+            known = vm in self._launches
+            if not known:
+                self._keep(Launch(vm, name, UP))
+        return not known
 
     def up(self, vm: str) -> None:
         """It runs."""

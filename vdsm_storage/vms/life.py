@@ -20,7 +20,6 @@ from vdsm_storage.errors import (
 from vdsm_storage.host.libvirt_model import VmError, Why
 from vdsm_storage.host.libvirt_vms import LibvirtVms
 from vdsm_storage.vms.choose import shown
-from vdsm_storage.vms.create import Creation
 from vdsm_storage.vms.drives import Drive
 from vdsm_storage.vms.keeping import Keeping
 from vdsm_storage.vms.launches import Launches
@@ -39,13 +38,14 @@ class Life:
         vms: LibvirtVms,
         registry: Registry,
         keeping: Keeping,
-        creation: Creation,
+        stops: Sequence[Callable[[str], object]],
         launches: Launches,
     ) -> None:
+        """`stops` give up what begins a VM; they return when that has come to an end."""
         self._vms = vms
         self._registry = registry
         self._keeping = keeping
-        self._creation = creation
+        self._stops = stops
         self._launches = launches
 
     def pause(self, vm: str) -> None:
@@ -79,7 +79,9 @@ class Life:
         One that is being started is not, and one that has ended is forgotten.
         Raises NoSuchVM (1), VMDestroyFailed (42), 59.
         """
-        self._creation.stop(vm)
+        known = self._launches.not_yet(vm) != ""
+        for stop in self._stops:
+            stop(vm)
         drives: Sequence[Drive] = ()
         try:
             self._registry.state(vm)
@@ -89,7 +91,7 @@ class Life:
         except VMIsDown:
             log.info("VM %s has ended already", vm)
         except NoSuchVM:
-            if not self._launches.drop(vm):
+            if not self._launches.drop(vm) and not known:
                 raise
         self._let_go(vm, drives or self._registry.forget(vm))
         self._registry.forget(vm)

@@ -80,12 +80,15 @@ class Extend:
 
 class Resizing:
     def __init__(
-        self, tools: DiskTools, keeping: Keeping, guard: Writing, looking: Looking
-    ) -> None:
+        self, tools: DiskTools, keeping: Keeping, guard: Writing, looking: Looking,
+        coming: Callable[[str], bool] = lambda _vm: False,
+    ) -> None:  # fmt: skip
+        """`coming(vm)`: it is on its way from another host."""
         self._tools = tools
         self._keeping = keeping
         self._guard = guard
         self._looking = looking
+        self._coming = coming
 
     def kinds(self) -> tuple[Kind, ...]:
         return (Kind(EXTEND, ("recorded", "resized"), self._extend_cow, self._recover),)
@@ -161,20 +164,32 @@ class Resizing:
     def refresh(self, vm: str, spec: Mapping[str, Any]) -> dict[str, str]:
         """This host sees the volume's present size; {apparentsize, truesize}, bytes.
 
+        Of a VM that is on its way here, too: the host that it comes from asks for it when it gave
+        the volume more storage.
+
         Raises 1, 6, 13, 59, CannotRefreshDisk (1650), DiskRefreshNotSupported (1651).
         """
-        drive = self._find(vm, spec)
-        volume = drive.volume
+        name, volume = self._volume(vm, spec)
         if volume is None:
             reason = "it is on no volume of a storage domain"
-            raise DiskRefreshNotSupported(vm=vm, disk=drive.name, reason=reason)
+            raise DiskRefreshNotSupported(vm=vm, disk=name, reason=reason)
         try:
             store = self._tools.find_store(volume.domain)
             store.refresh(volume.image, volume.volume)
             sizes = store.sizes(volume.image, volume.volume)
         except AgentError as error:
-            raise CannotRefreshDisk(vm=vm, disk=drive.name, reason=error) from error
+            raise CannotRefreshDisk(vm=vm, disk=name, reason=error) from error
         return {"apparentsize": str(sizes.apparent), "truesize": str(sizes.allocated)}
+
+    def _volume(self, vm: str, spec: Mapping[str, Any]) -> tuple[str, VolumePath | None]:
+        """The target and the volume of a disk; of a VM that is not here yet its volume twice."""
+        if self._coming(vm):
+            names = (spec.get("domainID"), spec.get("imageID"), spec.get("volumeID"))
+            for volume in self._tools.holdings.of(vm):
+                if (volume.domain, volume.image, volume.volume) == names:
+                    return volume.volume, volume
+        drive = self._find(vm, spec)
+        return drive.name, drive.volume
 
     def _find(self, vm: str, spec: Mapping[str, Any]) -> Drive:
         for drive in self._keeping.running(vm).drives:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vdsm_storage.base.clock import Clock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.config import Config
-from vdsm_storage.errors import AgentError, NoSuchVM, VMIsDown
+from vdsm_storage.errors import AgentError, MigrationInProgress, NoSuchVM, VMIsDown
 from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import DOWN, Change, VmEvent
 from vdsm_storage.images.workshop import Workshop
@@ -21,8 +21,9 @@ from vdsm_storage.jobs.runner import Runner
 from vdsm_storage.vms import merge
 from vdsm_storage.vms.freeze import Freezing, Guard, Limits
 from vdsm_storage.vms.frozen import FrozenVms
-from vdsm_storage.vms.launches import UP, WAITING, Launches, why_stopped
+from vdsm_storage.vms.launches import COMING, UP, WAITING, Launches, why_stopped
 from vdsm_storage.vms.merge_storage import MergeStorage
+from vdsm_storage.vms.migrations import LEAVING, Ask, Migrations
 from vdsm_storage.vms.registry import Registry
 from vdsm_storage.vms.snapshot import Snapshots, Tools
 from vdsm_storage.vms.snapshot_request import SnapshotRequest
@@ -45,6 +46,7 @@ class VmBase:
     libvirt: LibvirtBlockJobs
     publish: Publish
     runner: Runner
+    ask: Ask  # an agent of another host
 
 
 class VmServices:
@@ -62,10 +64,11 @@ class VmServices:
         merging: MergeStorage,
     ) -> None:
         config = base.config
-        self._publish = base.publish
+        self.publish = base.publish
         self._vms = base.libvirt
         self.registry = Registry(base.libvirt)
-        self.launches = Launches(os.path.join(config.paths.run, "launches"), self._announce)
+        self.launches = Launches(os.path.join(config.paths.run, "launches"), self.announce)
+        self.migrations = Migrations(base.ask)
         self.freezing = Freezing(
             self.registry,
             base.libvirt,
@@ -126,21 +129,31 @@ class VmServices:
         ]
         found += [
             {key: row[key] for key in ("vmId", "vmName", "status")}
-            for row in self.launches.rows(up, {state.id for state in running})
+            for row in self._rows(up, {state.id for state in running})
         ]
         return [row for row in found if not vms or row["vmId"] in vms]
 
     def _shown(self, vm: str, status: str) -> str:
-        """libvirt has it paused, or not yet, while it is being started."""
-        return WAITING if self.launches.waiting(vm) else status
+        """libvirt has it paused, or not yet, while it is being started or received."""
+        if self.migrations.leaving(vm):
+            return LEAVING
+        return self.launches.not_yet(vm) or status
 
     def all_stats(self) -> list[dict[str, Any]]:
         """Of those that short_list() has.  Raises 59."""
         up = self.launches.of_status(UP)
         found = self.stats.all()
         for row in found:
-            row["status"] = self._shown(row["vmId"], row["status"])
-        return [*found, *self.launches.rows(up, {row["vmId"] for row in found})]
+            self._add_state(row)
+        return [*found, *self._rows(up, {row["vmId"] for row in found})]
+
+    def _rows(self, up: Collection[str], running: Collection[str]) -> list[dict[str, Any]]:
+        """Of VMs that libvirt does not run; of one that has just gone it is not told yet where."""
+        rows = self.launches.rows(up, running)
+        return [
+            {**row, "status": LEAVING} if self.migrations.leaving(row["vmId"]) else row
+            for row in rows
+        ]
 
     def one_stats(self, vm: str) -> dict[str, Any]:
         """Raises NoSuchVM (1), VMIsDown (6), 59."""
@@ -148,11 +161,44 @@ class VmServices:
         try:
             found = self.stats.one(vm)
         except (NoSuchVM, VMIsDown):
-            rows = [row for row in self.launches.rows(up, ()) if row["vmId"] == vm]
+            rows = [row for row in self._rows(up, ()) if row["vmId"] == vm]
             if not rows:
                 raise
             return rows[0]
-        return {**found, "status": self._shown(vm, found["status"])}
+        self._add_state(found)
+        return found
+
+    def _add_state(self, row: dict[str, Any]) -> None:
+        row["status"] = self._shown(row["vmId"], row["status"])
+        percent = self.migrations.percent(row["vmId"])
+        if percent is not None:
+            row["migrationProgress"] = percent
+
+    def must_stay(self, vm: str) -> None:
+        """What would not be there on the other host must not be done now.
+
+        Raises MigrationInProgress (51).
+        """
+        if self.migrations.leaving(vm):
+            raise MigrationInProgress(vm=vm, peer=self.migrations.status(vm).peer)
+        if self.launches.coming(vm):
+            raise MigrationInProgress(vm=vm, peer="this one")
+
+    def coming(self) -> list[str]:
+        """VMs that are on their way here."""
+        return self.launches.of_status(COMING)
+
+    def counts(self) -> dict[str, int]:
+        """VMs of this host, as Host.getStats has them; at once."""
+        running, active = self.registry.counts()
+        leaving, coming = self.migrations.count(), len(self.coming())
+        return {
+            "vmCount": running,
+            "vmActive": active,
+            "vmMigrating": leaving + coming,
+            "incomingVmMigrations": coming,
+            "outgoingVmMigrations": leaving,
+        }
 
     def full_list(self, vms: Sequence[str] = ()) -> list[dict[str, Any]]:
         """With their XML, and their disks on managed volumes.  Raises 59."""
@@ -164,7 +210,7 @@ class VmServices:
         return found
 
     def _with_xml(self, vms: Sequence[str]) -> list[dict[str, Any]]:
-        return [vm for vm in self.short_list(vms) if vm["status"] not in (WAITING, DOWN)]
+        return [vm for vm in self.short_list(vms) if vm["status"] not in (WAITING, COMING, DOWN)]
 
     def info(self, vm: str) -> dict[str, Any]:
         """One of them.  Raises NoSuchVM (1), VMIsDown (6), 59."""
@@ -194,12 +240,14 @@ class VmServices:
 
     def _event(self, event: VmEvent) -> None:
         self._guard.event(event)
-        if self.launches.waiting(event.vm):  # what comes of that is told at its end
+        if self.launches.not_yet(event.vm):  # what comes of that is told at its end
             return
+        if event.change is Change.STOPPED and self.migrations.leaving(event.vm):
+            return  # told by whoever moves it, when it is known where it is
         if event.change is Change.STOPPED:
             self.launches.down(event.vm, *why_stopped(event.facts))
         if event.change in SHOWN and self.launches.row(event.vm) is None:
-            self._publish(f"|virt|VM_status|{event.vm}", {event.vm: self._status(event)})
+            self.publish(f"|virt|VM_status|{event.vm}", {event.vm: self._status(event)})
 
     def _status(self, event: VmEvent) -> dict[str, Any]:
         if event.change is Change.STOPPED:
@@ -208,7 +256,7 @@ class VmServices:
             state = self.registry.state(event.vm)
             return {
                 "vmId": event.vm,
-                "status": state.status,
+                "status": self._shown(event.vm, state.status),
                 "hash": self.registry.definition(event.vm).hash,
                 "pauseCode": self.stats.pause_code(event.vm, state.state, state.reason),
             }
@@ -216,10 +264,10 @@ class VmServices:
             log.info("State of VM %s: %s", event.vm, error)
             return {"vmId": event.vm, "status": "Up" if event.change != Change.PAUSED else "Paused"}
 
-    def _announce(self, vm: str) -> None:
-        """A VM that was asked for came up or went down."""
+    def announce(self, vm: str) -> None:
+        """A VM that was asked for came up or went down, or began to move, or stays after all."""
         told = self.launches.row(vm) or self._status(VmEvent(vm, Change.RESUMED))
-        self._publish(f"|virt|VM_status|{vm}", {vm: told})
+        self.publish(f"|virt|VM_status|{vm}", {vm: told})
 
     def _thawed(self, vm: str, facts: dict[str, Any]) -> None:
-        self._publish(f"|virt|VM_thawed|{vm}", {vm: facts})
+        self.publish(f"|virt|VM_thawed|{vm}", {vm: facts})

@@ -111,7 +111,7 @@ def _order(vm: str, params: Mapping[str, Any]) -> Order:
     _refuse_twice(disks)
     for disk in disks:
         if disk.volume is not None:
-            _put_record(root, disk)
+            put_record(root, disk.name, disk.record)
     return Order(
         vm=vm,
         name=root.findtext("name", "").strip(),
@@ -178,17 +178,17 @@ def _refuse_twice(disks: Iterable[DiskOrder]) -> None:
             raise BadDiskError(f"disks {other} and {disk.name} have the same image {image[1]}")
 
 
-def _put_record(root: ET.Element, disk: DiskOrder) -> None:
+def put_record(root: ET.Element, name: str, record: Mapping[str, str]) -> None:
     """What the VM was given stands in its metadata, whatever the request said there."""
     vm = _own_metadata(root)
     device = next(
         (each for each in vm.iterfind(f"{{{METADATA}}}device")
-         if (each.get("devtype"), each.get("name")) == ("disk", disk.name)), None,
+         if (each.get("devtype"), each.get("name")) == ("disk", name)), None,
     )  # fmt: skip
     if device is None:
-        keys = {"devtype": "disk", "name": disk.name}
+        keys = {"devtype": "disk", "name": name}
         device = ET.SubElement(vm, f"{{{METADATA}}}device", keys)
-    for key, value in disk.record.items():
+    for key, value in record.items():
         _set(device, key, value)
 
 

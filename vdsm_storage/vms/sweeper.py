@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from vdsm_storage.base.clock import Clock
@@ -37,8 +38,12 @@ class Sweeper:
         secrets: VmSecrets,
         lanes: Lanes,
         clock: Clock,
+        coming: Callable[[str], bool],
     ) -> None:
+        """`coming(vm)`: it is on its way from another host, and will be let go by whoever waits for
+        it if it does not come."""
         self._registry = registry
+        self._coming = coming
         self._secrets = secrets
         self._keeping = keeping
         self._lanes = lanes
@@ -103,6 +108,8 @@ class Sweeper:
     def _has_work(self, vm: str) -> bool:
         """Whether the VM has records of disks that it has not, or of copies that failed, or has
         ended and left something."""
+        if self._coming(vm):
+            return False
         try:
             self._registry.state(vm)
             definition = self._registry.definition(vm)
@@ -116,6 +123,8 @@ class Sweeper:
     def _sweep(self, vm: str) -> None:
         try:
             with self._keeping.turn(vm):
+                if self._coming(vm):
+                    return
                 try:
                     self._keeping.sweep(vm)
                     self._keeping.sweep_replicas(vm)

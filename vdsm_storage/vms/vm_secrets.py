@@ -43,6 +43,11 @@ class VmSecrets:
         """UUIDs."""
         return self._of.get(vm, ())
 
+    def entries(self, vm: str) -> list[Entry]:
+        """For the host that the VM moves to; without those whose values nobody knows any more
+        (they are not kept, and the agent was restarted)."""
+        return self._registry.entries_of_vms(self.of(vm))
+
     def give(self, vm: str, entries: Iterable[Entry]) -> None:
         """Before the VM starts, or before it comes in from another host; until release().
 

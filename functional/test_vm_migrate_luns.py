@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM on LUNs moves to another host: volumes are active where it runs, leases are where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from functional.engine.host import FCP, StorageServer
+from functional.migrate_lab import Two, shared, two_hosts
+from functional.processes import AgentProcess
+from functional.standin.process import StandInProcess
+from functional.vm_create import held, nothing_stays, plan, record, start, xml
+from functional.vm_disks import pdiv, root, source
+from functional.vm_lab import MIB, VmDisk, VmLab
+from functional.world import COW, PREALLOCATED, RAW, SPARSE, new_id
+
+CHUNK = 128 * MIB  # an extent
+
+
+@pytest.fixture(scope="module")
+def workdir(workdir: Path) -> Iterator[Path]:
+    with shared(workdir) as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def two(
+    workdir: Path,
+    start_agent: Callable[..., AgentProcess],
+    make_standin: Callable[..., StandInProcess],
+    make_luns: Callable[..., list[str]],
+) -> Iterator[Two]:
+    luns = make_luns(2)
+    servers = iter([StorageServer(FCP, devices=(lun,)) for lun in luns])
+    standins = [make_standin(f"s{number}", sync=False) for number in (1, 2)]
+    settings = {
+        "lvm__devices": ",".join(luns), "sanlock__io_timeout": "1", "vms__arrival_timeout": "20"
+    }  # fmt: skip
+    with two_hosts(
+        workdir, start_agent, lambda _kind: next(servers), standins, **settings
+    ) as made:
+        yield made
+
+
+def active(lab: VmLab) -> set[str]:
+    """Volumes that are active on a host."""
+    assert lab.agent.standin is not None
+    links = lab.agent.standin.dir.glob(f"dev/{lab.world.main}/*")
+    return {link.name for link in links}
+
+
+def test_it_moves_with_its_leases(two: Two) -> None:
+    here, there = two.both
+    world = here.world
+    lease = {"sd_id": world.main, "lease_id": new_id()}
+    assert world.task("Lease.create", lease=lease, metadata=None) == ""
+    places = {lab: lab.call("Lease.info", lease=lease)["path"] for lab in two.both}
+    with nothing_stays(here), nothing_stays(there):
+        disk = VmDisk(new_id(), [])
+        for _ in range(2):
+            below = {"srcImgUUID": disk.image, "srcVolUUID": disk.leaf} if disk.volumes else {}
+            disk.volumes.append(
+                world.create(
+                    disk.image, volFormat=COW, preallocate=SPARSE, size=str(CHUNK), **below,
+                    sequence=len(disk.volumes) + 1,
+                )
+            )  # fmt: skip
+        wanted = plan(
+            here, "leases", [disk],
+            devices=f"<lease><lockspace>{world.main}</lockspace><key>{lease['lease_id']}</key>"
+            "<target path='LEASE-PATH' offset='0'/></lease>",
+        )  # fmt: skip
+        plain = record(here, disk, "vda")
+        text = xml(here, wanted).replace(plain, record(here, disk, "vda", "exclusive"))
+        machine = start(here, wanted, [disk], text=text)
+        assert set(disk.volumes) <= active(here)
+        two.ask(machine)
+        two.has_moved(machine)
+        assert set(disk.volumes) <= active(there)
+        here.wait(lambda: not set(disk.volumes) & active(here), "them to be inactive here")
+        assert source(machine, "vda").endswith(f"/{disk.image}/{disk.leaf}")
+        assert str(there.agent.dir) in source(machine, "vda")
+        found = {
+            each.findtext("key", ""): target.get("path", "")
+            for each in root(machine).iterfind("./devices/lease")
+            if (target := each.find("target")) is not None
+        }
+        own = there.world.info(disk.image, disk.leaf)["lease"]["path"]
+        assert found == {lease["lease_id"]: places[there], disk.leaf: own}
+        assert held(there) == {machine.id: [disk.image]}
+        there.call("VM.destroy", vmID=machine.id)
+        assert not set(disk.volumes) & active(there)
+
+
+def test_volume_that_grows_meanwhile(two: Two) -> None:
+    """The other host sees its new size when it is told."""
+    here, there = two.both
+    with nothing_stays(here), nothing_stays(there):
+        image = new_id()
+        volume = here.world.create(image, volFormat=RAW, preallocate=PREALLOCATED, size=str(CHUNK))
+        disk = VmDisk(image, [volume])
+        wanted = plan(there, "grows", [disk])
+        params = {"vmId": wanted.id, "status": "Up", "xml": xml(there, wanted)}
+        there.call("VM.migrationCreate", vmID=wanted.id, params=params, incomingLimit=0)
+        assert there.agent.standin is not None
+        device = there.agent.standin.dir / "dev" / there.world.main / volume
+
+        def size() -> int:
+            with device.open("rb") as file:
+                return file.seek(0, 2)
+
+        assert size() == CHUNK
+        ids = here.world.ids(image, volume)
+        assert here.world.task("Volume.extendSize", **ids, newSize=str(2 * CHUNK)) == ""
+        assert size() == CHUNK  # this host was not asked
+        found = there.call("VM.refresh_disk", vmID=wanted.id, drive=pdiv(there, disk))
+        assert int(found["apparentsize"]) == size() == 2 * CHUNK
+        there.call("VM.migrateCancel", vmID=wanted.id)
+        assert volume not in active(there)
