@@ -4,7 +4,7 @@
 Creates a pool and a POSIX domain, makes a volume from a file system image, snapshots it, writes
 through the chain, extends, measures, copies, verifies checksums, shows leases with their owners,
 kills the agent in the middle of a copy and shows the recovery.  Then come the chapters on block
-domains and on running VMs.  Exit 0 only if every check holds.
+domains, on running VMs and on volumes that grow.  Exit 0 only if every check holds.
 """
 
 from __future__ import annotations
@@ -354,8 +354,9 @@ def main() -> int:
         mounts = Path("/proc/self/mounts").read_text()
         check("no mount is left", str(directory) not in mounts)
         block()
-        argv = [sys.executable, "-P", "-m", "functional.demo_vms"]
-        check("the chapter on running VMs holds", run_chapter(argv) == 0)
+        for module, what in (("demo_vms", "running VMs"), ("demo_thin", "thin volumes")):
+            argv = [sys.executable, "-P", "-m", f"functional.{module}"]
+            check(f"the chapter on {what} holds", run_chapter(argv) == 0)
     except (CheckFailedError, RemoteError) as error:
         say(f"\nThe demo failed: {error}\nThe agent's log: {directory}/agent/agent.log")
         return 1

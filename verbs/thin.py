@@ -9,10 +9,14 @@ from vdsm_storage.verbs.context import Thin
 
 
 def with_thin(thin: Thin, row: dict[str, Any]) -> dict[str, Any]:
-    """A VM's statistics, with `thin` of each disk that is watched."""
+    """A VM's statistics, with `thin` of each disk that is watched.
+
+    What was written is as old there as the last event; libvirt was asked just now.
+    """
     disks = row.get("disks")
     if disks:
         for drive, watched in thin.stats(row["vmId"]).items():
             if drive in disks:
-                disks[drive]["thin"] = watched
+                written = max(int(watched["allocation"]), int(disks[drive]["written"]))
+                disks[drive]["thin"] = {**watched, "allocation": str(written)}
     return row

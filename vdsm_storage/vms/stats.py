@@ -218,6 +218,7 @@ def _disk(
         # Of a file its blocks; a block device is taken as a whole.
         "truesize": str(now("physical" if block else "allocation")),
         "apparentsize": str(now("physical")),
+        "written": str(now("allocation")),
         "readRate": rate("rd.bytes"),
         "writeRate": rate("wr.bytes"),
         "readOps": str(now("rd.reqs")),
