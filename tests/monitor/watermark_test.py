@@ -177,6 +177,10 @@ def test_life_of_a_volume() -> None:
     limit = GIB + 200 * MIB  # in whole extents: 1280 MiB
     at = View(512 * MIB, 200 * KIB, limit)
     assert plan(POLICY, at, 0, 0.1) == plan_of(None, 256)
+    at = View(512 * MIB, 256 * MIB - 1, limit)
+    assert plan(POLICY, at, 0, 0.1) == plan_of(None, 256)
+    at = View(512 * MIB, 256 * MIB, limit)  # an event comes for the very offset that was armed
+    assert plan(POLICY, at, 0, 0.1) == plan_of(768, 512)
     at = View(512 * MIB, 257 * MIB, limit)
     assert plan(POLICY, at, 0, 0.1) == plan_of(768, 512)
     at = View(768 * MIB, 513 * MIB, limit)
