@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """For block_scale.py: an agent that has a block domain in use, as the pool manager of an engine.
 
-The agent is the product's own process, on device-mapper; where the kernel has none, the stand-in
-of functional/ takes its place.
+The agent is the product's own process, on device-mapper; where the kernel has none, loop devices
+take its place (loop_volumes.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import loop_volumes
+from benchmarks.loop_volumes import LoopVolumes
 from benchmarks.scale_group import BLANK, EXTENT, Bench, Volume
 from functional.processes import AgentProcess
-from functional.standin.activation import StandIn
-from functional.standin.process import StandInProcess
 from vdsm_storage.domains.block_slots import slot_offset
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.lvm.activation import Activation, DeviceMapper
@@ -40,7 +41,7 @@ class Domain:
         self.id, self.pool = bench.name, str(uuid.uuid4())
 
     def make(self) -> None:
-        """The domain, its pool, and the role of pool manager."""
+        """The domain and its pool."""
         vg = self.bench.create([UNREADY])
         self.call("StorageDomain.create", {
             "storagedomainID": self.id, "domainType": 3, "typeArgs": vg, "name": "scale",
@@ -53,6 +54,9 @@ class Domain:
             "storagepoolID": self.pool, "hostID": 1, "scsiKey": self.pool,
             "masterSdUUID": self.id, "masterVersion": 1, "domainDict": {self.id: "active"}})
         self._wait(self._usable)
+
+    def manage(self) -> None:
+        """The role of pool manager."""
         self.wall(lambda: [self.client.submit("StoragePool.spmStart", {
             "storagepoolID": self.pool, "prevID": -1, "prevLver": "-1",
             "enableScsiFencing": "false", "maxHostID": 250, "domVersion": "5"})])
@@ -153,42 +157,59 @@ class Domain:
 
 @contextlib.contextmanager
 def domain_in_use(bench: Bench) -> Iterator[Domain]:
-    """An agent with an empty domain in the group of `bench`, which it makes."""
-    settings = {
+    """An agent with an empty domain in the group of `bench`, which it makes; it is the pool's
+    manager."""
+    with _activation(bench) as (make, activation):
+        process = make(bench.directory / "agent", False, settings_for(bench))
+        with served(bench, process, activation) as domain:
+            domain.manage()
+            yield domain
+
+
+def settings_for(bench: Bench) -> dict[str, str]:
+    return {
         "lvm__devices": bench.device, "rpc__check_replies": "false",
         "storage__monitor_interval": "10",
     }  # fmt: skip
-    with _activation(bench) as (standin, activation):
-        process = AgentProcess(bench.directory / "agent", False, settings, standin)
-        try:
-            process.start()
-            domain = Domain(bench, process, activation)
-            try:
-                domain.make()
-                yield domain
-            finally:
-                domain.client.close()
-        finally:
-            if wrong := process.stop():
-                print(wrong)
 
 
 @contextlib.contextmanager
-def _activation(bench: Bench) -> Iterator[tuple[StandInProcess | None, Activation]]:
-    if _kernel_maps():
-        yield None, DeviceMapper(bench.ours)
-        return
-    (bench.directory / "standin").mkdir()
-    standin = StandInProcess(bench.directory / "standin")
+def served(bench: Bench, process: AgentProcess, activation: Activation) -> Iterator[Domain]:
+    """The same by an agent that is started here and has no role: it takes the lease when it needs
+    it."""
     try:
-        standin.start()
-        yield standin, StandIn(standin.socket)
+        process.start()
+        domain = Domain(bench, process, activation)
+        try:
+            domain.make()
+            yield domain
+        finally:
+            domain.client.close()
     finally:
-        if left := standin.stop():
-            print(left)
+        if wrong := process.stop():
+            print(wrong)
 
 
-def _kernel_maps() -> bool:
+class _LoopAgent(AgentProcess):
+    """An agent whose active volumes are loop devices."""
+
+    def _program(self) -> list[str]:
+        return [sys.executable, "-P", loop_volumes.__file__, "--volumes", str(self.dir)]
+
+
+@contextlib.contextmanager
+def _activation(bench: Bench) -> Iterator[tuple[type[AgentProcess], Activation]]:
+    if kernel_maps():
+        yield AgentProcess, DeviceMapper(bench.ours)
+        return
+    volumes = LoopVolumes(str(bench.directory / "agent"))
+    try:
+        yield _LoopAgent, volumes
+    finally:
+        volumes.clear()
+
+
+def kernel_maps() -> bool:
     """Whether the kernel has device-mapper; the file may be there without it."""
     try:
         DEVICE_MAPPER.open("rb").close()

@@ -11,7 +11,7 @@ import contextlib
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,15 @@ stripes = [
 }}
 }}
 """
+
+
+# What an oVirt host gives each of lvm's commands; only the archive's place is another one here.
+OVIRT = (
+    'devices {{ ignore_suspended_devices=1 write_cache_state=0 disable_after_error_count=3'
+    ' hints="none" obtain_device_list_from_udev=0 }}'
+    " global {{ prioritise_write_locks=1 wait_for_locks=1 use_lvmpolld=1 }}"
+    ' backup {{ retain_min=50 retain_days=0 archive_dir="{}" }}'
+)
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,20 @@ class Bench:
         return self.groups.find(self.name)
 
     def lvm(self, command: str, *argv: str) -> str:
-        """One lvm command as anybody starts it, without device-mapper; its output."""
-        environment = {**os.environ, "LVM_SYSTEM_DIR": str(self.another), "LC_ALL": "C"}
-        environment["LVM_SUPPRESS_FD_WARNINGS"] = "1"
+        """One lvm command as anybody starts it, without device-mapper, and with our configuration,
+        which makes it quick; its output.
+        """
+        return self._lvm({"LVM_SYSTEM_DIR": str(self.another)}, command, *argv)
+
+    def usual_lvm(self, command: str, *argv: str) -> str:
+        """The same with the system's configuration and an oVirt host's options."""
+        return self._lvm({}, command, "--config", OVIRT.format(self.directory / "archive"), *argv)
+
+    def _lvm(self, environment: Mapping[str, str], command: str, *argv: str) -> str:
+        given = {**os.environ, **environment, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
         done = subprocess.run(
             ["lvm", command, "--devices", self.device, "--driverloaded", "n", *argv],
-            env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            env=given, capture_output=True, text=True, timeout=TIMEOUT, check=False,
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"lvm {command} {' '.join(argv)}: {done.stderr}")
@@ -141,22 +158,26 @@ class Bench:
         """The group's metadata as it is on the storage."""
         return self.group.metadata.text()[0].rstrip(b"\0").decode()
 
-    def fill(self, text: str, volumes: Sequence[Volume]) -> None:
-        """Make the group what a text without volumes of a domain says, with `volumes`."""
+    def fill(
+        self, text: str, volumes: Sequence[Volume], places: Sequence[int] | None = None
+    ) -> None:
+        """Make the group what a text without volumes of a domain says, with `volumes`; `places` are
+        their extents, by default one behind the other."""
         file = self.directory / "restore.vg"
-        file.write_text(with_volumes(text, volumes))
+        behind = range(FIRST_EXTENT, FIRST_EXTENT + len(volumes))
+        file.write_text(with_volumes(text, volumes, places or behind))
         self.lvm("vgcfgrestore", "--yes", "--file", str(file), self.name)
         file.unlink()
 
 
-def with_volumes(text: str, volumes: Sequence[Volume]) -> str:
+def with_volumes(text: str, volumes: Sequence[Volume], places: Sequence[int]) -> str:
     """The metadata with more volumes of one extent each, on pv0."""
     added = "\n".join(
         VOLUME.format(
             name=volume.name, id=volume.id, place=place,
             tags=", ".join(f'"{tag}"' for tag in volume.tags),
         )
-        for place, volume in enumerate(volumes, FIRST_EXTENT)
+        for place, volume in zip(places, volumes, strict=True)
     )  # fmt: skip
     if "\nlogical_volumes {" in text:
         return text.replace("\nlogical_volumes {\n", f"\nlogical_volumes {{\n\n{added}", 1)

@@ -4,11 +4,18 @@ them that is printed."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+import os
+import shutil
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 ROUNDS = 9  # of a measurement
 TRIES = 3  # times that many rounds, while a promise is not kept
@@ -79,7 +86,38 @@ class Table:
             print(asdict(row), file=sys.stderr, flush=True)
 
 
-def show(rows: Sequence[Row]) -> None:
+def options() -> argparse.Namespace:
+    """Of the command line: `quick`, `json`; -v tells each row when it is known."""
+    parser = argparse.ArgumentParser()
+    for option in ("--quick", "--json", "-v"):
+        parser.add_argument(option, action="store_true")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[Path]:
+    """One that others may enter, for all that a benchmark makes."""
+    place = os.environ.get("TMPDIR", "/var/tmp")
+    made = Path(tempfile.mkdtemp(prefix="vb", dir=place))
+    made.chmod(0o755)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
+def conclude(rows: Sequence[Row], remarks: Sequence[str], as_json: bool) -> int:
+    """Print all; the exit code, which is 1 when a promise was not kept."""
+    if as_json:
+        measures = [{**asdict(row), "ok": row.kept} for row in rows]
+        print(json.dumps({"measures": measures, "remarks": remarks}, indent=1))
+    else:
+        _show(rows)
+        print(*remarks, sep="\n")
+    return 0 if all(row.kept for row in rows) else 1
+
+
+def _show(rows: Sequence[Row]) -> None:
     for row in rows:
         sign = ">=" if row.at_least else "<="
         limit = f"{sign} {row.limit:<5g}" if row.limit is not None else " " * 8

@@ -23,25 +23,20 @@ On 100 VMs (QEMUs with a disk and 16 MiB each, paused before they boot):
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import os
 import re
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import libvirt
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.table import ROUNDS, TRIES, Row, Table, low, show, wall
+from benchmarks.table import ROUNDS, TRIES, Row, Table, conclude, directory, low, options, wall
 from functional.engine.host import LOCALFS, StorageServer
 from functional.guests.libvirtd import Libvirtd
 from functional.lab.guest import why_not
@@ -283,35 +278,21 @@ def lab_in(directory: Path) -> Iterator[VmLab]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    for option in ("--quick", "--json", "-v"):
-        parser.add_argument(option, action="store_true")
-    options = parser.parse_args()
+    chosen = options()
     if reason := why_not():
         print(reason, file=sys.stderr)
         return 1
     libvirt.registerErrorHandler(lambda *_: None, None)  # they are raised as well
     table, began = Table(), time.monotonic()
-    directory = Path(tempfile.mkdtemp(prefix="vb", dir=os.environ.get("TMPDIR", "/var/tmp")))
-    directory.chmod(0o755)
-    try:
-        with lab_in(directory) as lab:
-            for disks in DISKS:
-                subject = Subject(lab, disks)
-                freezing(table, subject, disks)
-                snapshots(table, subject, disks)
-                subject.close()
-            remarks = statistics_of_many(table, lab, QUICK if options.quick else MANY)
-    finally:
-        shutil.rmtree(directory)
+    with directory() as place, lab_in(place) as lab:
+        for disks in DISKS:
+            subject = Subject(lab, disks)
+            freezing(table, subject, disks)
+            snapshots(table, subject, disks)
+            subject.close()
+        remarks = statistics_of_many(table, lab, QUICK if chosen.quick else MANY)
     remarks.append(f"{time.monotonic() - began:.0f} s")
-    if options.json:
-        rows = [{**asdict(row), "ok": row.kept} for row in table.rows]
-        print(json.dumps({"measures": rows, "remarks": remarks}, indent=1))
-    else:
-        show(table.rows)
-        print(*remarks, sep="\n")
-    return 0 if all(row.kept for row in table.rows) else 1
+    return conclude(table.rows, remarks, chosen.json)
 
 
 if __name__ == "__main__":

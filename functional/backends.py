@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,8 +18,8 @@ from functional.checker.check import REMOVED, SPECIAL, check
 from functional.checker.group import EXTENT, Group, Lv, read_group, read_label
 from functional.checker.text import BadTextError
 from functional.engine.host import LOCALFS, StorageServer
+from functional.lab.inner import dm
 from functional.processes import AgentProcess
-from functional.standin.process import StandInProcess
 
 MIB: Final = 1024**2
 CHUNK: Final = 2560 * MIB  # what a thin logical volume begins with
@@ -144,13 +144,20 @@ class FileBackend:
         return self.root / "images" / where.image / f"{where.volume}{suffix}"
 
 
+class Activation(Protocol):
+    """What a host's kernel, or a stand-in for it, knows."""
+
+    def active(self, group: str, /) -> Collection[str]:
+        """Volumes of a volume group that are active there."""
+
+
 @dataclass
 class BlockBackend:
-    """`hosts` are the stand-ins of all hosts that use the domain."""
+    """`hosts` are all that use the domain."""
 
     devices: Sequence[str]
     domain: str
-    hosts: Sequence[StandInProcess]
+    hosts: Sequence[Activation]
     unit: int = EXTENT
     zeroed: bool = False
     sparse_raw: bool = False
@@ -235,8 +242,7 @@ class BlockBackend:
 def look(agent: AgentProcess, server: StorageServer, domain: str, directory: Path) -> Backend:
     """What the domain's storage holds; `directory` has it if it is a file domain."""
     if server.is_block:
-        assert agent.standin is not None
-        return BlockBackend(server.devices, domain, [agent.standin])
+        return BlockBackend(server.devices, domain, [agent.standin or dm])
     return FileBackend(directory, shared=server.type != LOCALFS)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from functional.engine.host import LOCALFS, POSIXFS, StorageServer
+from functional.outside import Outside
 from functional.processes import AgentProcess, leftovers
 from functional.standin.process import StandInProcess
 
@@ -52,6 +54,14 @@ def workdir() -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", name], check=False, timeout=30)
     shutil.rmtree(path, ignore_errors=True)
     assert left == []
+
+
+@pytest.fixture
+def outside(workdir: Path) -> Iterator[Outside]:
+    """A directory that nobody has any business in."""
+    made = Outside(workdir / f"outside-{uuid.uuid4()}")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,17 @@ def start_agent(
     yield start
     problems = [problem for agent in started if (problem := agent.stop())]
     assert problems == []
+
+
+@pytest.fixture(scope="module")
+def lab(
+    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
+) -> Iterator[Any]:
+    """A VmLab on two directories, with default settings: who wants another has its own fixture."""
+    from functional.vm_lab import vm_lab  # libvirt takes seconds to import under emulation
+
+    with vm_lab(workdir, start_agent, make_server) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

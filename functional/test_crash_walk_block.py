@@ -21,7 +21,7 @@ from functional.engine.host import FCP, StorageServer
 from functional.processes import AgentProcess
 from functional.scenarios import LEASED, SHARED
 from functional.standin.process import StandInProcess
-from functional.walk import STEPS, Scenario, points, round_points, walk
+from functional.walk import MAPPED, STEPS, Scenario, points, round_points, walk
 from functional.world import World, new_id
 
 GIB = 1024**3
@@ -201,13 +201,13 @@ BLOCK: Mapping[str, Callable[[BlockWorld], Scenario]] = {
     "pool.destroy": scenarios.destroy_pool,
     "pool.create": create_pool,
 }
-MOVE = "block.move_device"  # in functional/lab_tests
 
 
 def test_every_kind_has_a_scenario() -> None:
-    """Those of running VMs are in test_vm_snapshot.py and the like."""
+    """Those of running VMs are in test_vm_snapshot.py and the like, those that need device-mapper
+    in lab_tests/test_block_moves.py."""
     here = {kind for kind in STEPS if not kind.startswith("vm.")}
-    assert {*SHARED, *LEASED, *BLOCK, MOVE} == here - FILES_ONLY
+    assert {*SHARED, *LEASED, *BLOCK, *MAPPED} == here - FILES_ONLY
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +242,3 @@ def test_pools_and_domains(world: BlockWorld, kind: str, step: str) -> None:
     if kind != "pool.create":
         world.need_pool()
     assert walk(world, kind, step, lambda w: BLOCK[kind](world))
-
-
-@pytest.mark.dm
-@pytest.mark.parametrize("step", STEPS[MOVE])
-def test_data_that_is_moved(step: str) -> None:
-    pytest.skip("pvmove needs device-mapper: see functional/lab_tests")

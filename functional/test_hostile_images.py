@@ -8,7 +8,6 @@ import struct
 import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,6 @@ SIZE = 4 * MIB
 def lab(workdir: Path, start_agent: Callable[..., AgentProcess]) -> Iterator[Lab]:
     with hostile_lab(workdir, start_agent) as made:
         yield made
-
-
-@pytest.fixture
-def outside(workdir: Path) -> Iterator[Outside]:
-    made = Outside(workdir / f"outside-{uuid.uuid4()}")
-    yield made
-    made.close()
 
 
 def create(path: Path, *options: str, size: int = SIZE) -> None:

@@ -37,13 +37,6 @@ def lab(workdir: Path, start_agent: Callable[..., AgentProcess]) -> Iterator[Lab
         yield made
 
 
-@pytest.fixture
-def outside(workdir: Path) -> Iterator[Outside]:
-    made = Outside(workdir / f"outside-{uuid.uuid4()}")
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("kind", ["posix", "local"])
 @pytest.mark.parametrize("what", ["image", "meta", "data", "lease"])
 def test_links_in_an_image_are_not_followed(

@@ -6,141 +6,29 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import re
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import libvirt
-import libvirt_qemu
 import pytest
 
-from functional.engine.host import FCP, StorageServer
-from functional.guests.guest import Plan, definition
-from functional.guests.libvirtd import Libvirtd
-from functional.pool_lab import COW, MIB, RAW, Lab, Volume, local_server, make_lab, wait_for
+from functional.luks_lab import (
+    KEY,
+    OTHER,
+    PATTERN,
+    PREALLOCATED,
+    SECRETS,
+    SIZE,
+    World,
+    disk,
+    luks_lab,
+)
+from functional.pool_lab import COW, MIB, Volume, wait_for
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
-
-KEY, OTHER = "correct horse battery", "another key altogether"
-SECRETS = {"disk": str(uuid.uuid4()), "other": str(uuid.uuid4()), "ceph": str(uuid.uuid4())}
-SIZE = 64 * MIB
-PATTERN = b"\xa5" * 512
-PREALLOCATED = 1
-
-
-class World:
-    def __init__(self, lab: Lab, libvirtd: Libvirtd, domains: dict[str, str]) -> None:
-        self.lab = lab
-        self.libvirtd = libvirtd
-        self.domains = domains
-
-    def make(self, kind: str, secret: str = "disk", **more: Any) -> Volume:
-        return self.lab.create(self.domains[kind], SIZE, secretID=SECRETS[secret], **more)
-
-    def code(self, domain: str, **more: Any) -> int:
-        """Of making a volume that cannot be."""
-        where = Volume(domain, str(uuid.uuid4()), str(uuid.uuid4()))
-        given = {"size": SIZE, "fmt": COW, **more}
-        if "srcImgUUID" in more:
-            where.image = more["srcImgUUID"]
-        code = self.lab.task("Volume.create", **self.lab.new_volume(where, **given))
-        assert self.lab.code("Volume.getInfo", **self.lab.ids(where)) == 201
-        return code
-
-    def extend(self, where: Volume, size: int, **more: Any) -> int:
-        ids = self.lab.ids(where)
-        return self.lab.task("Volume.extendSize", **ids, newSize=str(size), **more)
-
-    @contextlib.contextmanager
-    def prepared(self, where: Volume) -> Iterator[Path]:
-        path = self.lab.prepare(where)
-        try:
-            yield path
-        finally:
-            self.lab.call("Image.teardown", **self.lab.ids(where))
-
-    def opens(self, where: Volume, key: str) -> bool:
-        """By qemu-img alone, without libvirt."""
-        node = {"driver": "qcow2", "encrypt": {"format": "luks", "key-secret": "s"},
-                "backing": None, "file": {"driver": "file", "filename": ""}}  # fmt: skip
-        with self.prepared(where) as path:
-            node["file"] = {"driver": driver(path), "filename": str(path)}
-            done = subprocess.run(
-                ["qemu-io", "--object", "secret,id=s,file=/dev/stdin", "-r", "-c", "read 0 4k",
-                 "json:" + json.dumps(node)],
-                input=key.encode(), capture_output=True, timeout=120, check=False,
-            )  # fmt: skip
-        return done.returncode == 0
-
-    @contextlib.contextmanager
-    def guest(self, *chain: Volume, secret: str = "disk") -> Iterator[Guest]:
-        """A paused one; `chain` from the top down."""
-        with self.prepared(chain[0]) as top:
-            paths = [top.parent / volume.volume for volume in chain]
-            xml = definition(Plan("luks", agent=False), self.libvirtd.directory)
-            xml = xml.replace("<devices>", f"<devices>{disk(paths, SECRETS[secret])}")
-            with contextlib.closing(libvirt.open(self.libvirtd.uri)) as connection:
-                domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
-                try:
-                    yield Guest(domain)
-                finally:
-                    domain.destroy()
-
-
-class Guest:
-    def __init__(self, domain: Any) -> None:
-        self._domain = domain
-
-    def io(self, command: str, device: str = "virtio-disk0/virtio-backend") -> str:
-        """By QEMU itself, as if the guest did it."""
-        line = f'qemu-io -d /machine/peripheral/{device} "{command}"'
-        flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-        said: str = libvirt_qemu.qemuMonitorCommand(self._domain, line, flags)
-        assert "fail" not in said.lower(), said
-        assert "error" not in said.lower(), said
-        return said
-
-    @property
-    def id(self) -> str:
-        found: str = self._domain.UUIDString()
-        return found
-
-    @property
-    def capacity(self) -> int:
-        size: int = self._domain.blockInfo("vda")[0]
-        return size
-
-
-def driver(path: Path) -> str:
-    return "host_device" if path.is_block_device() else "file"
-
-
-def disk(paths: list[Path], secret: str) -> str:
-    kind, where = ("block", "dev") if paths[0].is_block_device() else ("file", "file")
-    key = f"<encryption format='luks'><secret type='passphrase' uuid='{secret}'/></encryption>"
-    below = "<backingStore/>"
-    for path in reversed(paths[1:]):
-        below = (
-            f"<backingStore type='{kind}'><format type='qcow2'/>"
-            f"<source {where}='{path}'>{key}</source>{below}</backingStore>"
-        )
-    return (
-        f"<disk type='{kind}' device='disk'><driver name='qemu' type='qcow2' cache='none'/>"
-        f"<source {where}='{paths[0]}'>{key}</source>{below}"
-        "<target dev='vda' bus='virtio'/></disk>"
-    )
-
-
-def secret(name: str, value: str, usage_type: str = "volume") -> dict[str, str]:
-    return {
-        "uuid": SECRETS[name], "usageType": usage_type, "usageID": f"ovirt/{name}",
-        "password": base64.b64encode(value.encode()).decode(),
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -150,23 +38,8 @@ def world(
     make_standin: Callable[..., StandInProcess],
     make_luns: Callable[..., list[str]],
 ) -> Iterator[World]:
-    libvirtd = Libvirtd(workdir / "virt")
-    libvirtd.start()
-    luns = make_luns(1)
-    agent = start_agent(
-        "luks", tls=False, standin=make_standin(sync=False), lvm__devices=",".join(luns),
-        libvirt__uri=libvirtd.uri, secrets__luks_iteration_time="20",
-    )  # fmt: skip
-    lab = make_lab(agent)
-    domains = {
-        "local": lab.add_domain(local_server(workdir / "local")),
-        "lun": lab.add_domain(StorageServer(FCP, devices=tuple(luns))),
-    }
-    secrets = [secret("disk", KEY), secret("other", OTHER), secret("ceph", KEY, "ceph")]
-    lab.call("Host.registerSecrets", secrets=secrets)
-    yield World(lab, libvirtd, domains)
-    lab.client.close()
-    libvirtd.stop()
+    with luks_lab(workdir, start_agent, make_standin, make_luns) as one:
+        yield one
 
 
 KINDS = pytest.mark.parametrize("kind", ["local", "lun"])
@@ -330,7 +203,6 @@ def test_refused(world: World, kind: str) -> None:
     known = {"secretID": SECRETS["disk"]}
     assert world.code(domain, secretID=str(uuid.uuid4())) == 1000
     assert world.code(domain, secretID=SECRETS["ceph"]) == 1000  # opens no volumes
-    assert world.code(domain, fmt=RAW, preallocate=PREALLOCATED, **known) == 202
     base = world.make(kind)
     on = {"srcImgUUID": base.image, "srcVolUUID": base.volume}
     assert world.code(domain, **on) == 1000  # in the clear upon what is encrypted

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pytest
 
 from functional.guests.guest import Disk, Plan
 from functional.nbd import NbdServer
-from functional.processes import AgentProcess
 from functional.vm_create import (
     create,
     fails,
@@ -34,19 +33,11 @@ from functional.vm_create import (
     xml,
 )
 from functional.vm_disks import CDROM, SCSI, element, pdiv, plug, prepared, records, source
-from functional.vm_lab import MIB, Machine, VmDisk, VmLab, vm_lab
+from functional.vm_lab import MIB, Machine, VmDisk, VmLab
 from functional.world import new_id
 from vdsm_storage.rpc.client import Client, RemoteError
 
 BOUND = 60.0  # seconds within which everything must have answered
-
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
 
 
 @pytest.fixture(autouse=True)

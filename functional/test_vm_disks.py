@@ -6,13 +6,12 @@ from __future__ import annotations
 import struct
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from functional.processes import AgentProcess
 from functional.vm_disks import (
     CDROM,
     FLOPPY,
@@ -24,7 +23,7 @@ from functional.vm_disks import (
     source,
     unplug,
 )
-from functional.vm_lab import MIB, SIZE, Machine, VmDisk, VmLab, vm_lab
+from functional.vm_lab import MIB, SIZE, Machine, VmDisk, VmLab
 from functional.world import RAW, new_id
 from vdsm_storage.rpc.client import RemoteError
 
@@ -34,14 +33,6 @@ NONE = dict.fromkeys(
     ("total_bytes_sec", "read_bytes_sec", "write_bytes_sec",
      "total_iops_sec", "read_iops_sec", "write_iops_sec"), 0,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

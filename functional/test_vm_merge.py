@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -33,19 +31,9 @@ from functional.merge_lab import (
     slow,
     tower,
 )
-from functional.processes import AgentProcess
-from functional.vm_lab import MIB, Machine, VmLab, vm_lab
+from functional.vm_lab import MIB, Machine, VmLab
 from functional.world import COW, RAW, new_id
 from vdsm_storage.rpc.client import RemoteError
-
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
-
 
 # -- every layer -----------------------------------------------------------------------------
 

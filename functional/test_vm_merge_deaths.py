@@ -6,9 +6,6 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,20 +28,10 @@ from functional.merge_lab import (
     state_of,
     tower,
 )
-from functional.processes import AgentProcess
-from functional.vm_lab import VmLab, vm_lab
+from functional.vm_lab import VmLab
 from functional.walk import STEPS
 from functional.world import new_id
 from vdsm_storage.rpc.client import Client
-
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
-
 
 # -- the agent, libvirt and the guest come and go --------------------------------------------
 

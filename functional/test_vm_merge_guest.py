@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from functional.processes import AgentProcess
-from functional.vm_lab import Machine, VmDisk, VmLab, vm_lab
+from functional.vm_lab import Machine, VmDisk, VmLab
 from functional.vm_work import Log, check_chain, end, follow, leaves, snapshot
 from functional.walk import STEPS
 from functional.world import new_id
@@ -20,14 +18,6 @@ from vdsm_storage.rpc.client import NoResponse
 
 # The laboratory's image, whose kernel the guests have, may have to be made first.
 pytestmark = pytest.mark.timeout(1500)
-
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -36,15 +36,6 @@ from functional.merge_lab import (
 from functional.processes import AgentProcess
 from functional.vm_lab import MIB, VmDisk, VmLab, vm_lab
 
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
-
-
 # -- bitmaps ---------------------------------------------------------------------------------
 
 

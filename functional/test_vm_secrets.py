@@ -17,7 +17,7 @@ from functional.vm_create import fails, nothing_stays, plan, start, state, xml
 from functional.vm_disks import source
 from functional.vm_lab import SIZE, Machine, VmDisk, VmLab, vm_lab
 from functional.vm_work import end
-from functional.world import COW, new_id
+from functional.world import COW, RAW, new_id
 from vdsm_storage.rpc.client import Client
 
 KEY = "Grauer-Wolf-3391-am-Fluss"  # opens the disk
@@ -49,21 +49,24 @@ def lab(
 @pytest.fixture(scope="module")
 def disk(lab: VmLab) -> VmDisk:
     """A snapshot on a volume, both encrypted; the secret is not registered any more."""
+    made = VmDisk(new_id(), [])
+    add_layer(lab, made, COW)
+    add_layer(lab, made, COW)
+    return made
+
+
+def add_layer(lab: VmLab, disk: VmDisk, form: int) -> None:
     registered = {**secret(), "usageID": "ovirt/for-a-moment"}
     lab.call("Host.registerSecrets", secrets=[registered])
-    image = new_id()
-    made = VmDisk(
-        image, [lab.world.create(image, volFormat=COW, size=str(SIZE), secretID=SECRET)]
-    )
-    made.volumes.append(
+    more = {"srcImgUUID": disk.image, "srcVolUUID": disk.leaf} if disk.volumes else {}
+    disk.volumes.append(
         lab.world.create(
-            image, volFormat=COW, size=str(SIZE), srcImgUUID=image, srcVolUUID=made.leaf,
-            sequence=2, secretID=SECRET,
+            disk.image, volFormat=form, size=str(SIZE), secretID=SECRET,
+            sequence=len(disk.volumes) + 1, **more,
         )
     )  # fmt: skip
     lab.call("Host.unregisterSecrets", uuids=[SECRET])
     assert usages(lab) == {}
-    return made
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +141,22 @@ def test_disk_opens_with_its_secret(lab: VmLab, disk: VmDisk) -> None:
     assert usages(lab) == OF_VM
     lab.call("VM.destroy", vmID=machine.id)
     assert usages(lab) == {}
+
+
+def test_disk_on_a_raw_volume(lab: VmLab) -> None:
+    """A guest that boots has its data, also when a snapshot has been made since."""
+    made = VmDisk(new_id(), [])
+    add_layer(lab, made, RAW)
+    assert "encrypted" in fails(lab, plan(lab, "raw", [made]), secrets=[secret()])
+    place = "bs=4096 seek=7 conv=notrunc,fsync of=/dev/vda"
+    for did in (f"echo then | dd {place}", "dd bs=4096 skip=7 count=1 if=/dev/vda | head -n 1"):
+        wanted = plan(lab, "raw", [made], boots=True, more=key())
+        machine = start(lab, wanted, [made], secrets=[secret()])
+        machine.guest.wait_ready()
+        said = machine.guest.run(f"({did}) 2>/dev/null")
+        lab.call("VM.destroy", vmID=machine.id)
+        add_layer(lab, made, COW)
+    assert said == "then"
 
 
 def test_snapshot_of_it(lab: VmLab, disk: VmDisk) -> None:

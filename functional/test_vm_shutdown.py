@@ -6,16 +6,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from functional.guests.guest import Plan
-from functional.processes import AgentProcess
 from functional.vm_create import nothing_stays, obey, plan, start, state, xml
-from functional.vm_lab import Machine, VmLab, vm_lab
+from functional.vm_lab import Machine, VmLab
 from functional.world import new_id
 
 AGENT = "/run/qemu-ga.pid"
@@ -35,14 +33,6 @@ libvirt_qemu.qemuMonitorEventRegister(
 print("watching", flush=True)
 print("pressed" if pressed.wait(60) else "not pressed", flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def lab(
-    workdir: Path, start_agent: Callable[..., AgentProcess], make_server: Callable[[str], Any]
-) -> Iterator[VmLab]:
-    with vm_lab(workdir, start_agent, make_server) as one:
-        yield one
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -17,12 +16,18 @@ from typing import Any
 
 import pytest
 
+from functional.merge_lab import state_of
 from functional.processes import AgentProcess
+from functional.snapshot_lab import (
+    boot_with_data,
+    check_sound,
+    consistent,
+    restored_from_memory,
+)
 from functional.vm_lab import Machine, VmLab, vm_lab
 from functional.vm_work import (
     Log,
     ask,
-    check_chain,
     drive,
     end,
     follow,
@@ -60,11 +65,7 @@ def lab(
 
 @pytest.fixture(scope="module")
 def booted(lab: VmLab) -> Machine:
-    machine = lab.machine("tiny", disks=2, boots=True)
-    machine.guest.wait_ready()
-    machine.guest.run("dd if=/dev/urandom of=/mnt/vda/precious bs=64k count=16 2>/dev/null; sync")
-    machine.guest.run("sha256sum /mnt/vda/precious >/run/precious")
-    return machine
+    return boot_with_data(lab)
 
 
 @pytest.fixture
@@ -72,40 +73,15 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
     """The guest that boots.  After every test: not frozen, its data is right, chains are valid."""
     yield booted
     lab.wait_libvirt()
-    lab.wait(lambda: "freezeAge" not in lab.stats(booted.id), "the guest to be thawed")
-    booted.guest.run("sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /run/precious")
-    for disk in booted.disks:
-        follow(lab, booted, disk)
-        check_chain(lab, disk)
+    check_sound(lab, booted)
 
 
 # -- snapshots and what becomes of them ------------------------------------------------------
 
 
 def test_snapshots_are_consistent(lab: VmLab, vm: Machine) -> None:
-    """Whatever was acknowledged before is there, on a file system that needs no repair; both
-    disks are of one moment."""
-    log = Log(vm)
-    known = []
-    try:
-        for _ in range(3):
-            before = log.wait(2)
-            volumes = [disk.leaf for disk in vm.disks]
-            found = snapshot(lab, vm)
-            assert found["description"] == f"Snapshot of VM {vm.id}"
-            assert (found["job_type"], found["progress"]) == ("virt", 100.0)
-            known.append((before, volumes))
-            log.wait(2)  # the guest goes on
-    finally:
-        log.stop()
-    for before, volumes in known:
-        first, second = (
-            read_log(lab.agent.dir, path_of(lab, disk, volume))
-            for disk, volume in zip(vm.disks, volumes, strict=True)
-        )
-        assert first >= before
-        assert first - second in (0, 1)  # the second is written after the first
-        assert second >= before
+    with consistent(lab, vm, rounds=3):
+        assert [len(disk.volumes) for disk in vm.disks] == [4, 4]
 
 
 def test_freeze_then_snapshot_elsewhere_then_frozen_then_thaw(lab: VmLab, vm: Machine) -> None:
@@ -328,10 +304,6 @@ def test_libvirtd_is_killed_in_the_middle(lab: VmLab, vm: Machine) -> None:
     lab.world.restart()  # it would stop again
 
 
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-
-
 def test_metadata_of_the_vm_is_kept_right(lab: VmLab) -> None:
     space = "http://ovirt.org/vm/1.0"
     disk = lab.disk(filled=False)
@@ -394,26 +366,5 @@ def test_agent_is_killed_while_memory_is_saved(lab: VmLab, vm: Machine) -> None:
 
 
 def test_snapshot_with_memory(lab: VmLab, booted: Machine) -> None:
-    """The guest is restored from it, in its own RAM, with its disks as they were then.
-
-    The last test of all: what was written after the snapshot is lost.
-    """
-    where, memory, conf = memory_volumes(lab)
-    booted.guest.run("echo then >/run/mark; echo then >/mnt/vda/mark; sync")
-    found = snapshot(lab, booted, snapMemory=where, timeout=5)
-    assert found["description"] == f"Snapshot of VM {booted.id}"
-    booted.guest.run("echo later >/run/mark; echo later >/mnt/vda/mark; sync")
-    configuration = pickle.loads(Path(path_of(lab, conf, conf.leaf)).read_bytes())
-    assert f"<uuid>{booted.id}</uuid>" in configuration["_srcDomXML"]
-    booted.guest.destroy()
-    try:
-        xml = configuration["_srcDomXML"]
-        lab.guests.connection.restoreFlags(path_of(lab, memory, memory.leaf), xml, 0)
-        lab.guests.reconnect()
-        lab.wait(lambda: lab.stats(booted.id)["status"] == "Up", "the guest to go on")
-        assert booted.guest.run("cat /run/mark") == "then"
-        booted.guest.run("echo 3 >/proc/sys/vm/drop_caches")
-        assert booted.guest.run("cat /mnt/vda/mark") == "then"
-    finally:
-        booted.guest.destroy()
-        lab.guests.reconnect()
+    """The last test of all: what was written after the snapshot is lost."""
+    restored_from_memory(lab, booted, lambda disk: path_of(lab, disk, disk.leaf))

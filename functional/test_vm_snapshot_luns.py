@@ -7,13 +7,18 @@ What is the same on every storage is in test_vm_snapshot.py.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from functional.snapshot_lab import (
+    boot_with_data,
+    check_sound,
+    consistent,
+    restored_from_memory,
+)
 from functional.vm_lab import SIZE, Machine, VmDisk, VmLab
 from functional.vm_luns import (
     MakeStandIn,
@@ -28,12 +33,10 @@ from functional.vm_luns import (
 from functional.vm_work import (
     Log,
     ask,
-    check_chain,
     drive,
     end,
     follow,
     leaves,
-    memory_volumes,
     path_of,
     read_log,
     snapshot,
@@ -61,11 +64,7 @@ def lab(
 
 @pytest.fixture(scope="module")
 def booted(lab: VmLab) -> Machine:
-    machine = lab.machine("tiny", disks=2, boots=True)
-    machine.guest.wait_ready()
-    machine.guest.run("dd if=/dev/urandom of=/mnt/vda/precious bs=64k count=16 2>/dev/null; sync")
-    machine.guest.run("sha256sum /mnt/vda/precious >/run/precious")
-    return machine
+    return boot_with_data(lab)
 
 
 @pytest.fixture
@@ -73,11 +72,7 @@ def vm(lab: VmLab, booted: Machine) -> Iterator[Machine]:
     """After every test: the guest is not frozen and has its data, chains are valid, and those
     volumes are active that it uses, and no others."""
     yield booted
-    lab.wait(lambda: "freezeAge" not in lab.stats(booted.id), "the guest to be thawed")
-    booted.guest.run("sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /run/precious")
-    for disk in booted.disks:
-        follow(lab, booted, disk)
-        check_chain(lab, disk)
+    check_sound(lab, booted)
     assert active(lab) == used(booted)
 
 
@@ -86,30 +81,9 @@ def used(machine: Machine) -> set[str]:
 
 
 def test_snapshots_are_consistent(lab: VmLab, vm: Machine) -> None:
-    """What was acknowledged before is there, on a file system that needs no repair; both disks are
-    of one moment."""
-    log = Log(vm)
-    known = []
-    try:
-        for _ in range(2):
-            before = log.wait(2)
-            volumes = [disk.leaf for disk in vm.disks]
-            found = snapshot(lab, vm)
-            assert found["description"] == f"Snapshot of VM {vm.id}"
-            known.append((before, volumes))
-            log.wait(2)  # the guest goes on
-    finally:
-        log.stop()
-    assert active(lab) == used(vm)
-    assert [len(disk.volumes) for disk in vm.disks] == [3, 3]
-    for before, volumes in known:
-        first, second = (
-            read_log(lab.agent.dir, path_of(lab, disk, volume))
-            for disk, volume in zip(vm.disks, volumes, strict=True)
-        )
-        assert first >= before
-        assert first - second in (0, 1)  # the second is written after the first
-        assert second >= before
+    with consistent(lab, vm, rounds=2):
+        assert active(lab) == used(vm)
+        assert [len(disk.volumes) for disk in vm.disks] == [3, 3]
 
 
 def test_what_is_refused_activates_nothing(lab: VmLab, vm: Machine) -> None:
@@ -216,25 +190,14 @@ def test_snapshot_with_memory(lab: VmLab, booted: Machine) -> None:
 
     The last test: what was written after the snapshot is lost.
     """
-    where, memory, conf = memory_volumes(lab)
-    booted.guest.run("echo then >/run/mark; echo then >/mnt/vda/mark; sync")
-    found = snapshot(lab, booted, snapMemory=where)
-    assert found["description"] == f"Snapshot of VM {booted.id}"
-    assert active(lab) == used(booted)
-    booted.guest.run("echo later >/run/mark; echo later >/mnt/vda/mark; sync")
-    configuration = pickle.loads(Path(lab.prepare(conf)).read_bytes())
-    assert f"<uuid>{booted.id}</uuid>" in configuration["_srcDomXML"]
-    path = lab.prepare(memory)
-    booted.guest.destroy()
-    try:
-        lab.guests.connection.restoreFlags(path, configuration["_srcDomXML"], 0)
-        lab.guests.reconnect()
-        lab.wait(lambda: lab.stats(booted.id)["status"] == "Up", "the guest to go on")
-        assert booted.guest.run("cat /run/mark") == "then"
-        booted.guest.run("echo 3 >/proc/sys/vm/drop_caches")
-        assert booted.guest.run("cat /mnt/vda/mark") == "then"
-    finally:
-        booted.guest.destroy()
-    for disk in (*booted.disks, memory, conf):
+
+    def prepared(disk: VmDisk) -> str:
+        now = active(lab)
+        assert disk.leaf not in now
+        assert used(booted) <= now
+        return lab.prepare(disk)
+
+    made = restored_from_memory(lab, booted, prepared)
+    for disk in (*booted.disks, *made):
         lab.call("Image.teardown", **lab.world.ids(disk.image, disk.leaf))
     assert active(lab) == set()

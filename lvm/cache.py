@@ -81,17 +81,26 @@ class CachedGroup:
         UnexpectedVolumeGroupMetadata.
         """
         begun = self._begun
+        if (recent := self._recent(within)) is not None:  # whoever looks meanwhile
+            return recent
         with self._lock:
             # A read that began after this call, while this thread waited, answers for it too.
             if self._begun > begun and self._answer is not None:
                 return self._answer
-            recent = not self._stale and time.monotonic() - self._looked < within
-            if self._known is not None and recent:
-                return self._known.group
+            if (recent := self._recent(within)) is not None:
+                return recent
             self._begun += 1
             self._answer = None
             self._answer = self._look()[1].group
             return self._answer
+
+    def _recent(self, within: float) -> VolumeGroup | None:
+        """What is known, if it was looked at in the last `within` seconds."""
+        looked = self._looked  # first: what is known is of that look then, or of a later one
+        known = self._known
+        if known is None or self._stale or time.monotonic() - looked >= within:
+            return None
+        return known.group
 
     def text(self) -> tuple[bytes, VolumeGroup]:
         """The metadata text as it is now, and the group that it describes.

@@ -17,7 +17,7 @@ from typing import Final
 
 from vdsm_storage.base.cancel import Cancel
 from vdsm_storage.base.files import write_atomic
-from vdsm_storage.base.run import Command, Result, run
+from vdsm_storage.base.run import Command, Process, Result, run, start
 from vdsm_storage.errors import CommandError, CommandTimeout, LvmCommandError, ResourceExhausted
 
 CONFIGURATION: Final = """\
@@ -45,6 +45,7 @@ NOISE: Final = re.compile(
     r"|Check that device-mapper is available"
     r"|Incompatible libdevmapper"
 )
+Start = Callable[[Command], Process]
 _VERSION: Final = re.compile(rb"LVM version:\s*(\d+)\.(\d+)\.(\d+)")
 
 
@@ -60,13 +61,17 @@ class Lvm:
     """`directory` holds lvm.conf, locks and archive; it is made here, and private.
 
     `timeout` seconds for a command that names no other; `commands` run at once, others wait.
-    One that may take longer than `timeout` moves data for hours and is not counted.
+    One that may take longer than `timeout` moves data for hours and is not counted.  `start` is
+    how a command is started.
     """
 
-    def __init__(self, directory: str, timeout: float, commands: int) -> None:
+    def __init__(
+        self, directory: str, timeout: float, commands: int, start: Start = start
+    ) -> None:
         self.directory = directory
         self.timeout = timeout
         self._commands = commands
+        self._start = start
         self._turn = threading.BoundedSemaphore(commands)
         self._version: tuple[int, ...] | None = None
         locks = os.path.join(directory, "locks")
@@ -110,7 +115,7 @@ class Lvm:
         try:
             if fence is not None:
                 fence()
-            return run(order)
+            return run(order, self._start)
         except CommandError as error:
             text = str(error.facts["stderr"])
             reason = own_words(text) or f"{error.facts['status']}: {text}"

@@ -71,14 +71,10 @@ class _Changed(Exception):  # noqa: N818 - no error: plan anew
 class _Request:
     changes: Sequence[Change]
     done: bool = False
-    error: AgentError | None = None
-    result: VolumeGroup | None = None
+    outcome: AgentError | VolumeGroup | None = None
 
     def end(self, end: AgentError | VolumeGroup) -> None:
-        if isinstance(end, AgentError):
-            self.error = end
-        else:
-            self.result = end
+        self.outcome = end
         self.done = True  # last: its caller may look at any time
 
 
@@ -164,34 +160,40 @@ class Group:
         that cannot be made: 604 exists, 610 no such volume, 504 no space, 606 a device is not
         there, 550/551/554/572 lvm failed to create, remove, resize, retag.
         """
-        request = _Request(changes)
+        (result,) = self.apply_each([changes])
+        if isinstance(result, AgentError):
+            raise result
+        return result
+
+    def apply_each(self, wanted: Sequence[Sequence[Change]]) -> list[AgentError | VolumeGroup]:
+        """The same for several callers at once, in one commit: what one asked for may fail, and
+        the rest is made."""
+        requests = [_Request(changes) for changes in wanted]
         with self._mutex:
-            self._waiting.append(request)
-        if self._has_turn(request):
+            self._waiting += requests
+        if self._has_turn(requests):
             try:
                 self._commit_all(self._gathered())
             finally:
                 self._turn.release()
-        if request.error is not None:
-            raise request.error
-        assert request.result is not None
-        return request.result
+        return [request.outcome for request in requests if request.outcome is not None]
 
     # -- one commit --------------------------------------------------------------------------
 
-    def _has_turn(self, request: _Request) -> bool:
-        """Wait for the turn; False if another who had it has dealt with the request.
+    def _has_turn(self, requests: Sequence[_Request]) -> bool:
+        """Wait for the turn; False if another who had it has dealt with the requests, which it
+        does with all or none.
 
         Raises ResourceTimeout (851) when the group is being worked on for very long.
         """
         longest = TURN_COMMANDS * self.lvm.timeout
         while True:
             try:
-                return self._turn.take(lambda: request.done, longest)
+                return self._turn.take(lambda: all(r.done for r in requests), longest)
             except TimeoutError:
                 with self._mutex:
-                    if request in self._waiting:  # nobody has begun with it
-                        self._waiting.remove(request)
+                    if requests[0] in self._waiting:  # nobody has begun with them
+                        self._waiting = [r for r in self._waiting if r not in requests]
                         raise ResourceTimeout(
                             namespace="volume group", name=self.name, seconds=longest
                         ) from None

@@ -272,11 +272,17 @@ class Groups:
                 self._lvm, group, moves.Request(source, destinations, progress or _no), cancel
             )
 
-    def abort_move(self, name: str) -> None:
-        """End what an interrupted move left.  Raises CouldNotMovePVData (618)."""
+    def abort_move(self, name: str, source: str) -> bool:
+        """End what an interrupted move off `source` left; whether all of it had been moved.
+
+        Raises CouldNotMovePVData (618).
+        """
         group = self.find(name)
         with group.exclusive():
-            moves.abort(self._lvm, group, "a device")
+            moves.abort(self._lvm, group, source)
+            model, devices = group.read(), group.devices()
+            volumes = [pv for pv in model.pvs.values() if same(devices.get(pv.uuid, ""), source)]
+            return not any(moves.used(model, pv) for pv in volumes)
 
     def can_create(self, device: str) -> str | None:
         """None when `create` would take the device without `force`, or why it would not."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import importlib.metadata
 import logging
@@ -13,13 +12,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vdsm_storage.base import files
 from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.lanes import Lanes
 from vdsm_storage.base.locks import Locks
 from vdsm_storage.config import Config
 from vdsm_storage.domains.block_growth import BlockTools
 from vdsm_storage.domains.leasing import DomainLeasing
+from vdsm_storage.domains.registry import Registry as Domains
 from vdsm_storage.domains.remembered import boot_id
 from vdsm_storage.domains.services import Base, DomainServices
 from vdsm_storage.domains.storage_network import storage_network
@@ -32,6 +31,7 @@ from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
 from vdsm_storage.host.libvirt_events import EventLoop
 from vdsm_storage.host.libvirt_migration import LibvirtMigration
+from vdsm_storage.host.libvirt_thresholds import LibvirtThresholds
 from vdsm_storage.host.qemu_img import NewImage, QemuImg
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.host.sanlock import Sanlock
@@ -55,11 +55,17 @@ from vdsm_storage.leases.lockspace import Lockspaces
 from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
+from vdsm_storage.lvm.launcher import Launcher
 from vdsm_storage.monitor.extend import Extender
 from vdsm_storage.monitor.health import Health
 from vdsm_storage.monitor.poller import Poller
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
+from vdsm_storage.monitor.thin import Thin, policy_of
+from vdsm_storage.monitor.thin_history import History
+from vdsm_storage.monitor.thin_moving import Moving
+from vdsm_storage.monitor.thin_tools import ThinTools
 from vdsm_storage.rpc import tls
+from vdsm_storage.rpc.announce import announce, withdraw
 from vdsm_storage.rpc.broker import Broker
 from vdsm_storage.rpc.dispatch import Dispatcher, Settings
 from vdsm_storage.rpc.http import Services as HttpServices
@@ -83,6 +89,7 @@ from vdsm_storage.vms.merge_storage import MergeStorage
 from vdsm_storage.vms.replicate import CopyTools
 from vdsm_storage.vms.resize import Looking
 from vdsm_storage.vms.services import VmBase, VmServices
+from vdsm_storage.vms.throttle import Throttles
 from vdsm_storage.vms.transient import Transients
 from vdsm_storage.vms.vm_secrets import VmSecrets
 
@@ -108,6 +115,7 @@ class Agent:
         self._activation = activation
         self._clock = clock = SystemClock()
         self._lanes = Lanes(clock, config.storage.lane_workers, config.storage.lane_queue)
+        self._launcher = Launcher()
         self._broker = Broker()
         self._listener: Listener | None = None
         self._recovered = False
@@ -135,17 +143,14 @@ class Agent:
     def _build(self) -> Services:
         """The services that verbs use, and the kinds of operations that they run."""
         config, clock, lanes, runner = self._config, self._clock, self._lanes, self._runner
-        locks, timeout = Locks(clock), config.storage.lock_timeout
-        limits = config.storage
+        locks, limits, timeout = Locks(clock), config.storage, config.storage.lock_timeout
         qemu_img = QemuImg(memory=limits.untrusted_memory, cpu=limits.untrusted_cpu)
         leasing = DomainLeasing(self._lockspaces, self._leases, clock)
         block = self._block_tools()
         storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
         registry, find = storage.registry, storage.registry.find_store
-        health = Health(
-            registry, lanes, clock, config.storage.monitor_interval,
-            self._domain_changed, self._domain_usable,
-        )  # fmt: skip
+        changed, usable = self._domain_changed, self._domain_usable
+        health = Health(registry, lanes, clock, limits.monitor_interval, changed, usable)
         # The manager's mailbox extends volumes; whoever extends them may have to ask by mailbox.
         mailbox = PoolMailbox(storage.pools, lanes, clock, lambda *it: extender.serve(*it))
         extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
@@ -158,12 +163,13 @@ class Agent:
         vms = self._vm_services(volumes.shop, images, merging)
         facts = self._host_facts(health, block, vms)
         data = Data(find, qemu_img, self._leases, locks, config, runner)
-        hosting = Hosting(runner.start_task, lambda: facts.hardware()["systemUUID"])
-        leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, hosting)
+        leases = ExternalLeases(self._leases, registry.get, locks, clock, timeout, Hosting(
+            runner.start_task, lambda: facts.hardware()["systemUUID"]
+        ))
         self._streams = ImageStreams(find, runner, locks, timeout)
+        disks = self._vm_disks(vms, volumes, images, storage, guard, leases, extender)
+        self._thin = self._thin_provisioning(vms, disks, registry, extender)
         external = ExternalCopying(guard, qemu_img, leases)
-        copying = self._copy_tools(vms, extender)
-        disks = self._vm_disks(vms, volumes, images, storage, guard, leases, copying)
         for part in (storage, volumes, data, external, leases, self._streams, vms, disks):
             runner.add_kinds(part.kinds(), dataclasses.asdict(config.bandwidth))
         return Services(
@@ -181,6 +187,7 @@ class Agent:
             secrets=self._secrets,
             vms=vms,
             disks=disks,
+            thin=self._thin.view,
         )
 
     def _host_facts(self, health: Health, block: BlockTools, vms: VmServices) -> HostFacts:
@@ -191,7 +198,7 @@ class Agent:
 
     def _vm_disks(
         self, vms: VmServices, volumes: Volumes, images: Images, storage: DomainServices,
-        guard: Guard, leases: ExternalLeases, copying: CopyTools,
+        guard: Guard, leases: ExternalLeases, extender: Extender,
     ) -> VmDisks:  # fmt: skip
         def overlay(path: str, backing: str, fmt: str, size: int) -> None:
             new = NewImage(path, "qcow2", size, backing=backing, backing_format=fmt)
@@ -203,19 +210,30 @@ class Agent:
             lambda *names: images.prepare(*names)["path"], images.teardown,
             Holdings(os.path.join(paths.run, "holdings")), VmSecrets(self._secrets, paths.run),
             Transients(os.path.join(paths.state, "transient"), overlay),
+            Throttles(os.path.join(paths.run, "throttled"), LibvirtDisks(self._libvirt)),
             volumes.shop.locks, self._runner, self._clock, vms.coming,
         )  # fmt: skip
         looking = Looking(
             storage.devices.see_size, lambda *names: int(volumes.qemu_info(*names)["virtualsize"])
         )
+        jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.bandwidth.replicate
+        copying = CopyTools(jobs, extender.extend, vms.merges.jobs.images_of, limit)
         return VmDisks(DiskBase(
             tools, self._lanes, guard, looking, LibvirtMigration(self._libvirt), vms, leases.spec,
             self._config.vms, copying,
         ))  # fmt: skip
 
-    def _copy_tools(self, vms: VmServices, extender: Extender) -> CopyTools:
-        jobs, limit = LibvirtBlockJobs(self._libvirt), self._config.bandwidth.replicate
-        return CopyTools(jobs, extender.extend, vms.merges.jobs.images_of, limit)
+    def _thin_provisioning(
+        self, vms: VmServices, disks: VmDisks, domains: Domains, extender: Extender
+    ) -> Thin:
+        settings = self._config.thin
+        history = History(os.path.join(self._config.paths.run, "thin"))
+        tools = ThinTools(
+            vms.registry, LibvirtThresholds(self._libvirt), domains, extender, disks.throttles,
+            history, policy_of(settings), settings, self._lanes, self._clock,
+            self._broker.publish_event, self._crash.reach, Moving(vms.migrations).refresh,
+        )  # fmt: skip
+        return Thin(tools)
 
     def _vm_services(self, shop: Workshop, images: Images, merging: MergeStorage) -> VmServices:
         def prepare(domain: str, image: str, volume: str) -> str:
@@ -243,7 +261,7 @@ class Agent:
 
     def _block_tools(self) -> BlockTools:
         config, lanes = self._config.lvm, self._lanes
-        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands)
+        lvm = Lvm(self._config.paths.lvm, config.timeout, config.commands, self._launcher.start)
         network = storage_network(config, self._clock, KernelFiles())
         candidates = network.candidates.candidates
         groups = Groups(lvm, candidates, lanes.submit, config.scan_timeout)
@@ -271,10 +289,7 @@ class Agent:
             self._context,
             self._lanes,
             Settings(
-                rpc.max_outstanding,
-                rpc.strict,
-                rpc.check_replies,
-                config.storage.lane_workers,
+                rpc.max_outstanding, rpc.strict, rpc.check_replies, config.storage.lane_workers,
                 rpc.verb_timeout,
             ),
             lambda: self._recovered,
@@ -289,10 +304,11 @@ class Agent:
         self._libvirt.start()
         self._services.vms.start()
         self._services.disks.start()
+        self._thin.start()
         await asyncio.gather(*starting, asyncio.to_thread(self._libvirt.wait_tried))
         self._recovered = True
         self._recovery = asyncio.create_task(self._keep_recovering())
-        self._announce(self._listener.port)
+        announce(config.paths.run, self._listener.port, tls=config.tls.enabled)
         log.info("Serving on port %s, version %s", self._listener.port, VERSION)
         return self._listener.port
 
@@ -303,9 +319,7 @@ class Agent:
         if self._recovery is not None:
             self._recovery.cancel()
         await asyncio.to_thread(self._give_back)
-        for name in ("port", "plain"):
-            with contextlib.suppress(OSError):
-                files.unlink_if_there(os.path.join(self._config.paths.run, name))
+        withdraw(self._config.paths.run)
         log.info("Stopped")
 
     def _give_back(self) -> None:
@@ -314,6 +328,7 @@ class Agent:
         self._settler.stop(SETTLE_SECONDS)
         self._secrets.close()
         self._services.storage.close(lambda: health.close(STOP_SECONDS))
+        self._thin.close()
         self._services.disks.close()
         self._services.vms.close()
         self._libvirt.stop()
@@ -321,16 +336,9 @@ class Agent:
         self._lockspaces.release_all()
         self._leases.lost.close()
         self._lanes.close()
+        self._launcher.close()
         if self._daemon is not None:
             self._daemon.stop()
-
-    def _announce(self, port: int) -> None:
-        """Tell local clients the port, and whether they need TLS."""
-        run = self._config.paths.run
-        files.unlink_if_there(os.path.join(run, "plain"))
-        if not self._config.tls.enabled:
-            files.write_atomic(os.path.join(run, "plain"), b"")
-        files.write_atomic(os.path.join(run, "port"), f"{port}\n".encode())
 
     # -- what lower floors tell --------------------------------------------------------------
 
@@ -386,10 +394,6 @@ class Agent:
         return Context(self._services, flow_id, client)
 
     def _health(self) -> tuple[int, dict[str, object]]:
-        state: dict[str, object] = {
-            "status": "ok" if self._recovered else "recovering",
-            "version": VERSION,
-            "time": time.time(),
-            "lanes": self._lanes.stats(),
-        }
-        return (200 if self._recovered else 503), state
+        status = "ok" if self._recovered else "recovering"
+        state = {"version": VERSION, "time": time.time(), "lanes": self._lanes.stats()}
+        return (200 if self._recovered else 503), {"status": status, **state}

@@ -180,6 +180,37 @@ class Bandwidth:
 
 
 @dataclass
+class Thin:
+    """Growing the volumes of running guests on shared block storage.  Bytes, seconds, and bytes a
+    second; monitor/watermark.py says what they do."""
+
+    # False: nothing is watched; guests pause when a volume is full.
+    enabled: bool = True
+    # Free space at which a volume is extended: of an idle disk, and of the busiest.
+    headroom_min: int = 256 * 1024 * 1024
+    headroom_max: int = 4 * 1024 * 1024 * 1024
+    # What an extension adds to that: of an idle disk, and of the busiest.
+    chunk_min: int = 256 * 1024 * 1024
+    chunk_max: int = 4 * 1024 * 1024 * 1024
+    # Seconds that an extension shall last at the rate at which the guest writes.
+    chunk_seconds: float = 4.0
+    # Headroom is what the guest writes while extensions take their worst time, times this.
+    safety: float = 2.0
+    # Seconds after which half of a rate is forgotten.
+    half_life: float = 120.0
+    # Seconds that an extension is expected to take until enough of them were measured.
+    first_latency: float = 0.5
+    # Slow a guest that would be out of space before its volume has grown, instead of letting it
+    # pause; never below so many bytes a second.
+    throttle: bool = True
+    throttle_floor: int = 1024 * 1024
+    # Seconds between two looks for what no event told.
+    scan_interval: float = 300.0
+    # Seconds until a domain is full, at the present rate, from which on it is told.
+    warn_seconds: float = 300.0
+
+
+@dataclass
 class Log:
     """The log file."""
 
@@ -226,6 +257,7 @@ class Config:
     secrets: Secrets = field(default_factory=Secrets)
     vms: Vms = field(default_factory=Vms)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    thin: Thin = field(default_factory=Thin)
     log: Log = field(default_factory=Log)
     paths: Paths = field(default_factory=Paths)
 

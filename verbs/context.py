@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from vdsm_storage.config import Config
     from vdsm_storage.domains.services import DomainServices
     from vdsm_storage.host.facts import HostFacts
@@ -21,6 +23,21 @@ if TYPE_CHECKING:
     from vdsm_storage.secrets.registry import Registry
     from vdsm_storage.vms.disks import VmDisks
     from vdsm_storage.vms.services import VmServices
+
+
+class Thin(Protocol):
+    """What is known of disks that grow (schema: ThinHistory, VmDiskThin), by drive.
+
+    What it does not know it leaves out: it raises nothing, and waits for nobody.
+    """
+
+    def history(
+        self, vm: str, drive: str, since: float
+    ) -> Mapping[str, Sequence[Mapping[str, float | str]]]:
+        """Of the drive, or of all if it is ""; since then, in seconds since the epoch."""
+
+    def stats(self, vm: str) -> Mapping[str, Mapping[str, str]]:
+        """Of those that are watched."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class Services:
     secrets: Registry
     vms: VmServices
     disks: VmDisks
+    thin: Thin
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request

@@ -11,6 +11,7 @@ from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import AgentError
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
+from vdsm_storage.verbs.thin import with_thin
 
 # Lanes of their own: neither a hanging mount nor a transfer that ends slowly may delay the
 # statistics by which an engine decides whether this host is alive.
@@ -69,7 +70,7 @@ def _address(client: str) -> str:
 
 
 def getAllVmStats(ctx: Context) -> list[dict[str, Any]]:
-    return ctx.services.vms.all_stats()
+    return [with_thin(ctx.services.thin, row) for row in ctx.services.vms.all_stats()]
 
 
 def getVMList(

@@ -11,10 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from vdsm_storage.base.uuids import BLANK, new_uuid
-from vdsm_storage.errors import InvalidParams, SnapshotFailed, ValueOutOfRange
+from vdsm_storage.errors import (
+    ImageFileNotFound,
+    InvalidParams,
+    SnapshotFailed,
+    ValueOutOfRange,
+)
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.verbs.context import Context
 from vdsm_storage.verbs.table import Verb
+from vdsm_storage.verbs.thin import with_thin
 from vdsm_storage.vms import migrate_request
 from vdsm_storage.vms.change_cd import CDROM, FLOPPY
 from vdsm_storage.vms.memory import MemoryVolumes
@@ -27,7 +33,19 @@ VM = "vmID"
 
 
 def getStats(ctx: Context, vmID: str) -> list[dict[str, Any]]:
-    return [ctx.services.vms.one_stats(vmID)]
+    return [with_thin(ctx.services.thin, ctx.services.vms.one_stats(vmID))]
+
+
+def getThinHistory(
+    ctx: Context, vmID: str, drive: str = "", since: float = 0.0
+) -> Mapping[str, Sequence[Mapping[str, float | str]]]:
+    registry = ctx.services.vms.registry
+    registry.state(vmID)
+    if drive:
+        there = [one.name for one in registry.definition(vmID).drives]
+        if drive not in there:
+            raise ImageFileNotFound(vm=vmID, disk=f"{drive}; there are {', '.join(there)}")
+    return ctx.services.thin.history(vmID, drive, since)
 
 
 def getInfo(ctx: Context, vmID: str) -> dict[str, Any]:
@@ -279,6 +297,7 @@ def _staying(function: Callable[..., object]) -> Callable[..., object]:
 
 VERBS: Final[Mapping[str, Verb]] = {
     "VM.getStats": Verb(getStats, lane=VM),
+    "VM.getThinHistory": Verb(getThinHistory, lane=VM),
     "VM.getInfo": Verb(getInfo, lane=VM),
     "VM.pause": Verb(pause, lane=VM),
     "VM.cont": Verb(cont, lane=VM),

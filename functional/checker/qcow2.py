@@ -24,7 +24,7 @@ class Wanted:
 
     capacity: int
     parent: str
-    parent_format: str  # RAW or COW, "" when not known
+    parent_format: str  # RAW, LUKS or COW, "" when not known
 
 
 def check(group: Group, lv: str, wanted: Wanted) -> Iterator[str]:
@@ -67,6 +67,6 @@ def _backing(data: bytes, version: int, name: tuple[int, int], wanted: Wanted) -
         if kind == BACKING_FORMAT:
             found = data[at + 8 : at + 8 + count].decode("ascii", "replace")
         at += 8 + -(-count // 8) * 8
-    formats = {"RAW": "raw", "COW": "qcow2"}
+    formats = {"RAW": "raw", "COW": "qcow2", "LUKS": "luks"}
     if parent and wanted.parent_format and found != formats[wanted.parent_format]:
         yield f"qcow2 names {found!r} as its parent's format, which is {wanted.parent_format}"

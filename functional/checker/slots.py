@@ -16,7 +16,7 @@ KEYS: Final[Mapping[str, str]] = {
     "DESCRIPTION": r"[^\n\0]{0,210}",
     "DISKTYPE": "DATA|ISOF|MEMD|MEMM|OVFS|HEVD|HESD|HEMD|HECI|SCRD|1|2",
     "DOMAIN": UUID,
-    "FORMAT": "COW|RAW",
+    "FORMAT": "COW|RAW|LUKS",
     "GEN": r"\d{1,3}",
     "IMAGE": UUID,
     "LEGALITY": "LEGAL|ILLEGAL|FAKE",

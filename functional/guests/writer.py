@@ -17,8 +17,11 @@ SECTOR = 512
 SLOTS = 2048  # sectors; the numbers go round
 
 
-def boot_sector(place: int) -> bytes:
-    """For sector 0 of a disk; `place` is where on it the numbers go, in bytes."""
+def boot_sector(place: int, stride: int = SECTOR) -> bytes:
+    """For sector 0 of a disk; `place` is where on it the numbers go, one every `stride`, a power of
+    2, in bytes."""
+    shift = (stride // SECTOR).bit_length() - 1
+    assert stride == SECTOR << shift
     code = b"".join((
         b"\x31\xc0\x8e\xd8\x8e\xc0\x8e\xd0",  # ds = es = ss = 0
         b"\xbc\x00\x7c\xfc",  # sp = 0x7c00; upwards
@@ -26,6 +29,7 @@ def boot_sector(place: int) -> bytes:
         b"\x66\x43",  # next: ebx += 1
         b"\x66\x89\xd8\xbf\x00\x80\xb9\x80\x00\x66\xf3\xab",  # the sector at 0x8000 is full of it
         b"\x66\x89\xd8\x66\x25" + struct.pack("<I", SLOTS - 1),  # eax = ebx & (SLOTS - 1)
+        b"\x66\xc1\xe0" + bytes([shift]),  # eax <<= shift
         b"\x66\x05" + struct.pack("<I", place // SECTOR),  # + the first sector
         b"\x66\xa3\xe8\x7d",  # into the packet
         b"\xbe\xe0\x7d\xb2\x80\xb8\x00\x43",  # again: the packet, the first disk, write
@@ -36,7 +40,7 @@ def boot_sector(place: int) -> bytes:
         b"\x04\x30\x3c\x39\x76\x02\x04\x27",  # '0' to '9', 'a' to 'f'
         b"\xee\xe2\xed",  # out; the next digit
         b"\xb0\x0a\xee",  # the line's end
-        b"\xeb\xb1",  # next
+        b"\xeb\xad",  # next
     ))  # fmt: skip
     # Size of the packet, one sector, from 0:0x8000; its number is filled in.
     packet = struct.pack("<BBHHHQ", 16, 0, 1, 0x8000, 0, 0)
@@ -55,8 +59,8 @@ def told(path: Path) -> int:
 
 
 def check(data: bytes, known: int) -> int:
-    """What lies at `place` of the disk: each slot has the last number that went there, and none is
-    older than `known`.  Returns the last one."""
+    """What lies at `place` of the disk, or the sectors that have numbers: each slot has the last
+    number that went there, and none is older than `known`.  Returns the last one."""
     numbers: list[int] = []
     for slot in range(SLOTS):
         sector = data[slot * SECTOR : (slot + 1) * SECTOR]

@@ -69,7 +69,7 @@ class World:
 
     def remove(self) -> None:
         self.layer.heal()
-        self.groups.abort_move(VG)
+        self.groups.abort_move(VG, self.devices[1])
         self.mapper.deactivate(self.group, list(self.mapper.active(VG)))
         self.groups.remove(VG)
         self.layer.remove()
@@ -142,7 +142,7 @@ def moving(world: World) -> Iterator[World]:
     assert places(world) == {"pv1"}
     yield world
     world.layer.heal()
-    world.groups.abort_move(VG)
+    world.groups.abort_move(VG, world.devices[1])
     for extent in range(SIZE):
         assert read(world.path("data"), extent * EXTENT) == ONES
     world.groups.move(VG, world.devices[2], [world.devices[1]])

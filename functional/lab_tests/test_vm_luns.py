@@ -21,6 +21,7 @@ from functional.engine.host import FCP, StorageServer
 from functional.guests import writer
 from functional.guests.guest import Disk, Plan
 from functional.guests.libvirtd import Libvirtd
+from functional.lab.inner import dm
 from functional.lab.inner.dm import Layer, Loops, Mapped
 from functional.lab.inner.tool import run
 from functional.merge_lab import (
@@ -162,10 +163,7 @@ def vm(lab: VmLab) -> Iterator[Running]:
 
 def active(lab: VmLab) -> set[str]:
     """Volumes that device-mapper has, but for the domain's own."""
-    name = lab.world.main.replace("-", "--") + "-"
-    rows = [row.split()[0] for row in run("dmsetup", "ls").splitlines()]
-    found = {row.removeprefix(name).replace("--", "-") for row in rows if row.startswith(name)}
-    return {one for one in found if len(one) == len(new_id())}
+    return {one for one in dm.active(lab.world.main) if len(one) == len(new_id())}
 
 
 def test_snapshot(lab: VmLab, vm: Running) -> None:

@@ -22,14 +22,17 @@ CTL_GET_FREE: Final = 0x4C82
 INFO: Final = struct.Struct("<5Q4I64s64s32s2Q")
 CONFIG: Final = struct.Struct("<II")
 RESERVED: Final = 64  # bytes at the end of a configuration
-FLAGS: Final = 8  # index of the flags in INFO
+SIZE_LIMIT, FLAGS = 4, 8  # indices in INFO
 DIRECT_IO, AUTOCLEAR = 16, 4
 TRIES: Final = 500
 
 
-def attach(path: str) -> str:
-    """A loop device on a file, with sectors of 512 bytes and direct I/O to the file."""
-    info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, DIRECT_IO, os.fsencode(path)[-63:], b"", b"", 0, 0)
+def attach(path: str, offset: int = 0, size: int = 0) -> str:
+    """A loop device on a file, with sectors of 512 bytes and direct I/O to the file; on `size`
+    bytes of it from `offset` on, 0 for all that follow.
+    """
+    name = os.fsencode(path)[-63:]
+    info = INFO.pack(0, 0, 0, offset, size, 0, 0, 0, DIRECT_IO, name, b"", b"", 0, 0)
     for _ in range(TRIES):
         with opened("/dev/loop-control") as control:
             device = f"/dev/loop{fcntl.ioctl(control, CTL_GET_FREE)}"
@@ -51,6 +54,14 @@ def grow(device: str) -> None:
     """The file has another size."""
     with opened(device) as loop:
         fcntl.ioctl(loop, SET_CAPACITY)
+
+
+def limit(device: str, size: int) -> None:
+    """Let it have `size` bytes of its file."""
+    with opened(device) as loop:
+        values = list(INFO.unpack(fcntl.ioctl(loop, GET_STATUS64, bytes(INFO.size))))
+        values[SIZE_LIMIT] = size
+        fcntl.ioctl(loop, SET_STATUS64, INFO.pack(*values))
 
 
 def detach(device: str) -> None:

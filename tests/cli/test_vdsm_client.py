@@ -187,8 +187,12 @@ def test_objects_are_json() -> None:
 def test_help() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("NAMESPACE VERB", "--flow-id", "StorageDomain", "watch", "--follow"):
+    for word in ("NAMESPACE VERB", "--flow-id", "StorageDomain", "watch", "--follow", "thin top"):
         assert word in done.stdout
+    done = run("--help", "thin")
+    for word in ("thin top [--once]", "thin plot VM DRIVE -o FILE", "--interval S", "--since"):
+        assert word in done.stdout
+    assert run("thin", "plot", "--help").stdout == done.stdout
     done = run("--help", "Volume")
     assert "extendSize" in done.stdout
     done = run("--help", "Volume", "create")

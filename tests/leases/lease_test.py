@@ -6,6 +6,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -183,21 +184,35 @@ def test_another_host_id_waits_for_the_one_that_goes(joined: Any, tmp_path: Any)
     lockspace.release()
 
 
+@pytest.fixture
+def first_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Lockspace, Lockspace], list[float]]:
+    """first_released(waiting, other): when the one waits for the first time, the other gives its
+    host id back; the times that it waits."""
+
+    def prepare(waiting: Lockspace, other: Lockspace) -> list[float]:
+        wait, waited = waiting.wait, []
+
+        def released_first(timeout: float) -> None:
+            waited.append(timeout)
+            if len(waited) == 1:
+                other.release()
+            wait(timeout)
+
+        monkeypatch.setattr(waiting, "wait", released_first)
+        return waited
+
+    return prepare
+
+
 def test_the_same_host_id_is_asked_for_while_it_goes(
-    joined: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    joined: Any, tmp_path: Any, first_released: Any
 ) -> None:
     """It is given back between the question and the wait for the answer."""
     lockspace = new_lockspace(joined, tmp_path)
     lockspace.acquire(3, 60)
-    wait, waited = lockspace.wait, []
-
-    def released_first(timeout: float) -> None:
-        waited.append(timeout)
-        if len(waited) == 1:
-            lockspace.release()
-        wait(timeout)
-
-    monkeypatch.setattr(lockspace, "wait", released_first)
+    waited = first_released(lockspace, lockspace)
     lockspace.acquire(3, 60)
     assert lockspace.is_held()
     assert len(waited) > 1
@@ -205,21 +220,13 @@ def test_the_same_host_id_is_asked_for_while_it_goes(
 
 
 def test_an_earlier_life_is_giving_the_same_host_id_back(
-    joined: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    joined: Any, tmp_path: Any, first_released: Any
 ) -> None:
     """It is gone after it was found held, while that is waited for."""
     earlier = new_lockspace(joined, tmp_path)
     earlier.acquire(3, 60)
     later = Lockspace(joined.sanlock, earlier.id, str(tmp_path / "ids"), Geometry(), SystemClock())
-    wait, waited = later.wait, []
-
-    def released_first(timeout: float) -> None:
-        waited.append(timeout)
-        if len(waited) == 1:
-            earlier.release()
-        wait(timeout)
-
-    monkeypatch.setattr(later, "wait", released_first)
+    waited = first_released(later, earlier)
     later.acquire(3, 60)
     assert later.is_held()
     assert len(waited) > 1

@@ -62,7 +62,7 @@ def test_the_daemon_dies(tmp_path: Path) -> None:
     daemon.start()
     for name in ("ids", "leases"):
         (tmp_path / name).touch()
-    process = start(daemon.directory, str(tmp_path), str(tmp_path / "ids"))
+    process = start(daemon.directory, str(tmp_path), str(tmp_path / "ids"), script=LOSES)
     try:
         assert line(process) == "held"
         os.kill(daemon.pid() or 0, signal.SIGKILL)
@@ -73,10 +73,10 @@ def test_the_daemon_dies(tmp_path: Path) -> None:
         daemon.stop()
 
 
-def start(*arguments: str, script: str = "") -> subprocess.Popen[str]:
+def start(*arguments: str, script: str) -> subprocess.Popen[str]:
     root = Path(__file__).parent.parent.parent
     return subprocess.Popen(
-        [sys.executable, "-c", script or SCRIPT, *arguments],
+        [sys.executable, "-c", SETUP + script, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -95,12 +95,13 @@ def end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-SCRIPT = """
+# What both scripts begin with: they hold a host id and have a lock.
+SETUP = """
 import sys, threading, time
 from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.base.units import MIB
+from vdsm_storage.errors import AcquireLockFailure
 from vdsm_storage.host.sanlock import Sanlock
-from vdsm_storage.host.sanlock_daemon import SanlockDaemon
 from vdsm_storage.leases.cluster_lock import SanlockClusterLock
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspace
@@ -117,6 +118,8 @@ leases.write(spec)
 lockspace = Lockspace(sanlock, sd_id, ids, Geometry(), clock)
 lockspace.acquire(1, 60)
 lock = SanlockClusterLock(leases, spec, clock)
+"""
+LOSES = """
 stopped = threading.Event()
 leases.lost.start(lambda sd_id: stopped.set())
 lock.acquire(5)
@@ -140,7 +143,7 @@ def test_storage_of_the_host_id_dies(sanlock_daemon: str, tmp_path: Path) -> Non
     loop = subprocess.run(
         ["losetup", "-f", "--show", str(backing)], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
-    process = start(sanlock_daemon, str(tmp_path), loop)
+    process = start(sanlock_daemon, str(tmp_path), loop, script=LOSES)
     try:
         assert line(process) == "held"
         os.truncate(backing, 0)  # every renewal is an I/O error from now on
@@ -153,27 +156,6 @@ def test_storage_of_the_host_id_dies(sanlock_daemon: str, tmp_path: Path) -> Non
 
 
 ASLEEP = """
-import sys, time
-from vdsm_storage.base.clock import SystemClock
-from vdsm_storage.base.units import MIB
-from vdsm_storage.errors import AcquireLockFailure
-from vdsm_storage.host.sanlock import Sanlock
-from vdsm_storage.leases.cluster_lock import SanlockClusterLock
-from vdsm_storage.leases.lease import Leases
-from vdsm_storage.leases.lockspace import Lockspace
-from vdsm_storage.leases.model import Geometry, LeaseSpec
-
-run_dir, directory, ids = sys.argv[1:]
-clock = SystemClock()
-sanlock = Sanlock(run_dir, 1, directory + "/lost")
-leases = Leases(sanlock, clock)
-sd_id = "22222222-2222-3333-4444-555555555555"
-leases.write_lockspace(sd_id, ids, Geometry())
-spec = LeaseSpec(sd_id, "SDM", directory + "/leases", MIB)
-leases.write(spec)
-lockspace = Lockspace(sanlock, sd_id, ids, Geometry(), clock)
-lockspace.acquire(1, 60)
-lock = SanlockClusterLock(leases, spec, clock)
 leases.lost.start(lambda sd_id: None)
 lock.verify()  # nobody holds it: nothing is guarded
 with lock.held(5):

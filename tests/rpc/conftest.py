@@ -47,6 +47,8 @@ class Probe:
     calls: list[tuple[str, Any]] = field(default_factory=list)
     ready: bool = True
     jobs: dict[str, dict[str, object]] = field(default_factory=dict)
+    vms: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def table(probe: Probe) -> Mapping[str, Verb]:
@@ -69,10 +71,20 @@ def table(probe: Probe) -> Mapping[str, Verb]:
         probe.calls.append(("connect", params))
         return [{"id": one["id"], "status": 0} for one in params["connectionParams"]]
 
+    def vm_list(_ctx: object, **_params: object) -> list[dict[str, Any]]:
+        return [{key: vm[key] for key in ("vmId", "vmName", "status")} for vm in probe.vms]
+
+    def thin_history(_ctx: object, **params: Any) -> dict[str, list[dict[str, Any]]]:
+        probe.calls.append(("history", params))
+        return probe.history
+
     return {
         "Host.ping": Verb(lambda _ctx: None),
         "Host.ping2": Verb(lambda _ctx: None),
         "Host.echo": Verb(echo),
+        "Host.getAllVmStats": Verb(lambda _ctx: probe.vms),
+        "Host.getVMList": Verb(vm_list),
+        "VM.getThinHistory": Verb(thin_history),
         "Host.getJobs": Verb(lambda _ctx, **_params: probe.jobs),
         "Host.getAllTasksInfo": Verb(hold, lane=":tasks"),
         "Host.getAllTasksStatuses": Verb(hold, lane=":other", timeout=0.3),

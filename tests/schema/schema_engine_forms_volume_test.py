@@ -10,21 +10,23 @@ from typing import Any
 
 import pytest
 
+from tests.schema.engine_forms import (
+    GUID,
+    IMG,
+    JOB,
+    POOL,
+    SD,
+    SD2,
+    VM,
+    VOL,
+    VOL2,
+    ZERO,
+    check_form,
+    unchanged,
+)
 from vdsm_storage import errors
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
-
-ZERO = "00000000-0000-0000-0000-000000000000"
-POOL = "5849b030-626e-47cb-ad90-3ce782d831b3"
-SD = "6513270e-269e-4d37-b2a7-4de452e6b438"
-SD2 = "089632e3-f678-4941-8fd2-6ec4b372c56b"
-IMG = "d23f0824-128b-4f33-8c5c-7fd0a6a3a450"
-VOL = "9531985d-5d9d-49f8-9818-e811892f902b"
-VOL2 = "36f675cc-81e7-4ef5-a8e2-5d940ed90475"
-JOB = "2129d338-b425-4188-bcb5-d0e3bcb1cec4"
-VM = "57740511-ea3d-4be7-b6a0-0758cb138653"
-GUID = "360014052d05b1f3670a40e0ae4637e4f"
-VG = "Dxzv10-gMnm-EsIZ-vUO9-q8LQ-uNT6-h1IWoQ"
 
 DIV = {"storagepoolID": POOL, "storagedomainID": SD, "imageID": IMG, "volumeID": VOL}
 PDIV = {"poolID": POOL, "domainID": SD, "imageID": IMG, "volumeID": VOL}
@@ -307,7 +309,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             }
         },
     ),
-    (
+    unchanged(
         "NBD.start_server",
         {
             "server_id": JOB,
@@ -322,27 +324,14 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 "bitmap": None,
             },
         },
-        {
-            "config": {
-                "sd_id": SD,
-                "img_id": IMG,
-                "vol_id": VOL,
-                "readonly": True,
-                "discard": False,
-                "detect_zeroes": True,
-                "backing_chain": False,
-                "bitmap": None,
-            }
-        },
     ),
-    (
+    unchanged(
         "ManagedVolume.attach_volume",
         {
             "vol_id": VOL,
             "connection_info": {"driver_volume_type": "rbd", "data": {"name": "p/v", "n": [1]}},
             "sd_id": SD,
         },
-        {"connection_info": {"driver_volume_type": "rbd", "data": {"name": "p/v", "n": [1]}}},
     ),
     # -- VM
     (
@@ -473,14 +462,7 @@ def checker() -> Checker:
     ("verb", "sent", "expected"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)]
 )
 def test_form(checker: Checker, verb: str, sent: dict[str, Any], expected: dict[str, Any]) -> None:
-    checked = checker.check_params(verb, sent)
-    assert {name: checked.values[name] for name in expected} == expected
-    for name, value in expected.items():
-        assert type(checked.values[name]) is type(value), name
-    # what came in is left alone, and what comes out goes in again
-    again = checker.check_params(verb, checked.values)
-    assert again.values == checked.values
-    assert again.warnings == []
+    check_form(checker, verb, sent, expected)
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,17 @@ class Command:
         return os.path.basename(self.argv[0])
 
 
-def run(command: Command) -> Result:
-    """Run to the end.  Raises CommandError, CommandTimeout, or ActionStopped when cancelled."""
-    started = time.monotonic()
-    if command.cancel is not None:
-        command.cancel.check()
+Process = subprocess.Popen[bytes]
+
+
+def start(command: Command, stdin: int | None = None) -> Process:
+    """Only start it, for `run`; `stdin` as subprocess has it.  Raises CommandError."""
+    if stdin is None:
+        stdin = subprocess.PIPE if command.input is not None else subprocess.DEVNULL
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*_prefix(command.limits), *command.argv],
-            stdin=subprocess.PIPE if command.input is not None else subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C", **(command.env or {})},
@@ -82,6 +84,14 @@ def run(command: Command) -> Result:
         raise CommandError(
             program=command.program, status="not started", stderr=error.strerror
         ) from error
+
+
+def run(command: Command, start: Callable[[Command], Process] = start) -> Result:
+    """Run to the end.  Raises CommandError, CommandTimeout, or ActionStopped when cancelled."""
+    started = time.monotonic()
+    if command.cancel is not None:
+        command.cancel.check()
+    process = start(command)
     forget = _stop_when_cancelled(command.cancel, process)
     throttle = Throttle(command.pace, process.pid) if command.pace is not None else None
     try:
@@ -129,7 +139,7 @@ def _status(returncode: int) -> str:
 
 
 def _stop_when_cancelled(
-    cancel: Cancel | None, process: subprocess.Popen[bytes]
+    cancel: Cancel | None, process: Process
 ) -> Callable[[], None]:
     if cancel is None:
         return lambda: None
@@ -137,7 +147,7 @@ def _stop_when_cancelled(
 
 
 def _communicate(
-    process: subprocess.Popen[bytes],
+    process: Process,
     command: Command,
     deadline: float,
     throttle: Throttle | None,
@@ -188,7 +198,7 @@ def _hold_back(throttle: Throttle | None, cancel: Cancel | None, left: float) ->
     return min(left, throttle.tick())
 
 
-def _wait(process: subprocess.Popen[bytes], command: Command, deadline: float) -> None:
+def _wait(process: Process, command: Command, deadline: float) -> None:
     """Until it has ended; TimeoutExpired at the deadline.  Popen.wait() would look now and then."""
     pidfd = os.pidfd_open(process.pid)
     try:
@@ -201,7 +211,7 @@ def _wait(process: subprocess.Popen[bytes], command: Command, deadline: float) -
     process.wait()
 
 
-def _write(process: subprocess.Popen[bytes], feed: memoryview) -> memoryview:
+def _write(process: Process, feed: memoryview) -> memoryview:
     assert process.stdin is not None
     try:
         return feed[os.write(process.stdin.fileno(), feed) :]
@@ -211,7 +221,7 @@ def _write(process: subprocess.Popen[bytes], feed: memoryview) -> memoryview:
         return memoryview(b"")
 
 
-def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+def _close_stdin(process: Process) -> None:
     assert process.stdin is not None
     try:
         process.stdin.close()
@@ -219,13 +229,13 @@ def _close_stdin(process: subprocess.Popen[bytes]) -> None:
         return
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_group(process: Process, number: signal.Signals) -> None:
     """To the child and its helpers (mount runs mount.TYPE), which are in its process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: Process) -> None:
     """End a child that still runs, with the helpers that it started; politely first; reap it."""
     if process.poll() is None:
         _signal_group(process, signal.SIGTERM)

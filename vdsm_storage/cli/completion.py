@@ -10,7 +10,13 @@ from vdsm_storage.schema.loader import Schema, Verb
 OPTIONS = (
     "--help -a -p --insecure -f --flow-id --timeout --dev --completion".split()  # noqa: SIM905
 )
-TAKES_VALUE = ("-a", "--host", "-p", "--port", "-f", "--file", "--flow-id", "--timeout", "--dev")
+TAKES_VALUE = (
+    "-a", "--host", "-p", "--port", "-f", "--file", "--flow-id", "--timeout", "--dev",
+    "--interval", "-o", "--output", "--since",
+)  # fmt: skip
+MORE: Mapping[str, Sequence[str]] = {
+    "tasks": ("--follow",), "thin top": ("--once", "--interval"), "thin plot": ("-o", "--since"),
+}  # fmt: skip
 
 # Bash breaks words at "=" and replaces only what follows it.  zsh loads a function by its file's
 # name, and runs the file as the function the first time.
@@ -59,11 +65,13 @@ def candidates(schema: Schema, words: Sequence[str]) -> Iterator[str]:
     if plain is None:
         return  # the value of an option: the shell completes files
     if last.startswith("-"):
-        found: Iterable[str] = OPTIONS
+        found: Iterable[str] = (*MORE.get(" ".join(plain[:2]), ()), *OPTIONS)
     elif not plain:
-        found = ("watch", "tasks", *schema.namespaces)
+        found = ("watch", "tasks", "thin", *schema.namespaces)
     elif plain == ["tasks"]:
         found = ("--follow",)
+    elif plain == ["thin"]:
+        found = ("top", "plot")
     elif len(plain) == 1 and plain[0] in schema.namespaces:
         verbs = schema.namespace(plain[0]).verbs.values()
         found = [one.short_name for one in verbs]

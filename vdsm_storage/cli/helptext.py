@@ -4,9 +4,26 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Final
 
 from vdsm_storage.schema.docs_pages import RUNS
 from vdsm_storage.schema.loader import Param, Schema
+
+THIN: Final = """\
+vdsm-client thin top [--once] [--interval S]
+
+Shows the disks of this host that grow while their guests write, those first that will need more
+space first: a table that is renewed every S seconds (2), and whenever the agent tells of something.
+A narrow terminal shows fewer columns. With --once, or when it goes to a file or a pipe, it is
+printed one time; a file or a pipe gets all columns.
+
+vdsm-client thin plot VM DRIVE -o FILE [--since S]
+
+Draws how a disk (vda) of a VM (its UUID, or its name) grew: what the guest wrote, how large the
+volume was, where the threshold stood, and when the guest was paused or slowed. FILE ends with .svg,
+or with .png if the Python package resvg-py is installed; - is SVG to standard output. With --since
+only the last S seconds are drawn, or what happened since S if that is a time (seconds since 1970).
+"""
 
 
 def namespaces(schema: Schema) -> str:

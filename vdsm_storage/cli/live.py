@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vdsm_storage.cli.command import connect, parser
+from vdsm_storage.cli.options import connect, parser
 from vdsm_storage.errors import AgentError
 from vdsm_storage.rpc.client import Client, NoResponse, RemoteError
 

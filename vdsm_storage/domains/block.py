@@ -202,15 +202,7 @@ class BlockDomain:
         keeper = self.group.metadata_device()
         first = metadata_pv(group)
         return {
-            "uuid": self.id,
-            "type": found.type,
-            "class": found.klass,
-            "name": found.name,
-            "role": found.role,
-            "pool": found.pools,
-            "version": str(found.version),
-            "block_size": found.block_size,
-            "alignment": found.alignment,
+            **found.as_info(self.id),
             "vguuid": group.uuid,
             "state": "PARTIAL" if self._missing() else "OK",
             "metadataDevice": guid(devices.get(first.uuid) or first.device),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -92,8 +93,14 @@ class ActiveVolumes:
 
     def refresh(self, volumes: Sequence[str]) -> None:
         """Those that are active get the size that they have in the group now."""
-        active = self._activation.active(self._domain)
-        wanted = [volume for volume in volumes if volume in active]
+        wanted = [volume for volume in volumes if os.path.exists(self._specials.device(volume))]
+        if wanted:
+            self._activation.refresh(self._group, wanted)
+
+    def grow(self, volumes: Sequence[str]) -> None:
+        """The same for those only that have another size here."""
+        group, active = self._group.read(), self._activation.active(self._domain)
+        wanted = [v for v in volumes if v in active and active[v].size != group.size_of(v)]
         if wanted:
             self._activation.refresh(self._group, wanted)
 

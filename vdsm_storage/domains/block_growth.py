@@ -228,9 +228,9 @@ class BlockGrowth:
         """A move that was cut off is ended by lvm: what moved stays where it is now."""
         domain = self._domain(op.params["id"], "moving data")
         with self._alone(domain):
-            self._groups.abort_move(domain.id)
+            moved = self._groups.abort_move(domain.id, op.params["source"])
             self._record_devices(domain)
-        return False
+        return moved
 
     def _reduce(self, op: Operation) -> None:
         domain = self._inactive(op.params["id"], "taking a device away")

@@ -70,7 +70,8 @@ class Slots:
     """
 
     def __init__(self, path: str, version: int) -> None:
-        self._path = path
+        # Links below /dev are followed in any case; finding their ends takes many calls.
+        self._path = path if path.startswith("/dev/") else os.path.realpath(path)
         self._version = version
 
     def read(self, slot: int) -> bytes:
@@ -89,7 +90,7 @@ class Slots:
         slot, offset = next(todo)
         ranges = list(_ranges([slot_offset(slot, self._version) for slot in ordered]))
         longest = max(end - start for start, end in ranges)
-        with files.DirectReader(os.path.realpath(self._path), longest) as reader:
+        with files.DirectReader(self._path, longest) as reader:
             for start, end in ranges:
                 data = reader.read(start, end - start)
                 while start <= offset < end:
@@ -102,7 +103,7 @@ class Slots:
         """Write the 512 bytes of a slot; durable when this returns."""
         if len(data) != SLOT_SIZE:
             raise ValueError(f"a slot holds {SLOT_SIZE} bytes, not {len(data)}")
-        files.write_direct(os.path.realpath(self._path), data, self._offset(slot))
+        files.write_direct(self._path, data, self._offset(slot))
 
     def clear(self, slot: int) -> None:
         """Write NULs over a slot, as when its volume is gone; durable when this returns."""

@@ -49,8 +49,10 @@ class Specials:
 
         Raises 371, 506, 558.
         """
+        if self._is_open(needed):  # as nearly always: nobody waits for anybody then
+            return
         with self._mutex:
-            if self._open and os.path.exists(self.device(needed)):
+            if self._is_open(needed):
                 return
             wanted = self._wanted()
             self.activation.activate(self.group, wanted)
@@ -61,6 +63,9 @@ class Specials:
                 link(os.path.join(directory, lv), self.device(lv))
             self.own(wanted)
             self._open = True
+
+    def _is_open(self, needed: str) -> bool:
+        return self._open and os.path.exists(self.device(needed))
 
     def _wanted(self) -> list[str]:
         there = self.group.read().lvs

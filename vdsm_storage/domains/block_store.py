@@ -26,6 +26,7 @@ from vdsm_storage.domains.block_names import VolumeTags
 from vdsm_storage.domains.block_special import Specials
 from vdsm_storage.domains.block_table import Table, slot_of
 from vdsm_storage.errors import (
+    AgentError,
     CannotShareVolume,
     ImageDoesNotExistInSD,
     InvalidParameter,
@@ -289,10 +290,31 @@ class BlockStore:
 
         Raises 201, VolumeGroupSizeError (504).
         """
-        if self.storage_size(_check(volume)) < size:
-            self._group.apply(ExtendLv(volume, size))
-            self.active.refresh([volume])
-        return self.storage_size(volume)
+        (grown,) = self.grow_many({volume: size}).values()
+        if isinstance(grown, AgentError):
+            raise grown
+        return grown
+
+    def grow_many(self, wanted: Mapping[str, int]) -> dict[str, int | AgentError]:
+        """The same for several volumes in one commit: the bytes that each has then, or why it
+        could not grow.  Raises what keeps all of them from it."""
+        group, index = self._table.read()
+        found: dict[str, int | AgentError] = {
+            volume: group.size_of(volume)
+            if listing.published(index, _check(volume))
+            else self._missing("?", volume)
+            for volume in wanted
+        }
+        small = [v for v, now in found.items() if isinstance(now, int) and now < wanted[v]]
+        if small:
+            changes = [[ExtendLv(volume, wanted[volume])] for volume in small]
+            results = self._group.apply_each(changes)
+            for volume, result in zip(small, results, strict=True):
+                found[volume] = (
+                    result if isinstance(result, AgentError) else result.size_of(volume)
+                )
+        self.active.grow([v for v, now in found.items() if isinstance(now, int)])
+        return found
 
     def share(self, image: str, volume: str, into: str) -> None:
         """Nothing to do: the parent's tag of a volume in `into` makes the template part of it."""

@@ -177,18 +177,7 @@ class FileDomain:
 
     def info(self) -> dict[str, Any]:
         found = self.metadata()
-        return {
-            "uuid": self.id,
-            "type": found.type,
-            "class": found.klass,
-            "name": found.name,
-            "role": found.role,
-            "pool": found.pools,
-            "version": str(found.version),
-            "block_size": found.block_size,
-            "alignment": found.alignment,
-            "remotePath": found.remote_path,
-        }
+        return {**found.as_info(self.id), "remotePath": found.remote_path}
 
     def stats(self) -> dict[str, Any]:
         capacity = self.capacity()

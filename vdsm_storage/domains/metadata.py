@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vdsm_storage.base.units import MIB
 from vdsm_storage.errors import InvalidDomainMetadata, MetadataSealBroken
@@ -117,6 +118,20 @@ class DomainMetadata:
             raise InvalidDomainMetadata(
                 domain=self.values.get("SDUUID", "?"), reason=f"{key}={text!r} is no number"
             ) from error
+
+    def as_info(self, domain: str) -> dict[str, Any]:
+        """What StorageDomain.getInfo shows of every domain."""
+        return {
+            "uuid": domain,
+            "type": self.type,
+            "class": self.klass,
+            "name": self.name,
+            "role": self.role,
+            "pool": self.pools,
+            "version": str(self.version),
+            "block_size": self.block_size,
+            "alignment": self.alignment,
+        }
 
     @property
     def id(self) -> str:

@@ -17,6 +17,7 @@ daemon that hangs hangs too: it is one thread that waits, and calls are refused 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -59,7 +60,8 @@ class Libvirt:
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._greeters: list[Callable[[], None]] = []
-        self._handlers: list[tuple[int, Callable[..., None]]] = []
+        # libvirt takes one callback for each kind of event: (callback, whether it is urgent), ...
+        self._handlers: dict[int, list[tuple[Callable[..., None], bool]]] = {}
         self._happened: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     @property
@@ -76,13 +78,16 @@ class Libvirt:
         """Called whenever a connection was made, before the events that come on it."""
         self._greeters.append(callback)
 
-    def on_event(self, event_id: int, callback: Callable[..., None]) -> None:
+    def on_event(
+        self, event_id: int, callback: Callable[..., None], *, urgent: bool = False
+    ) -> None:
         """`callback(domain, *facts)` for each event of the kind (libvirt.VIR_DOMAIN_EVENT_ID_...).
 
         Callbacks and greeters run one after the other in a thread of their own: they may call
-        libvirt, and hold up nothing but each other.
+        libvirt, and hold up nothing but each other.  An `urgent` one does not wait for these: it
+        runs in the event loop, and must neither wait nor call libvirt.
         """
-        self._handlers.append((event_id, callback))
+        self._handlers.setdefault(event_id, []).append((callback, urgent))
 
     # -- life --------------------------------------------------------------------------------
 
@@ -189,8 +194,8 @@ class Libvirt:
 
         connection.registerCloseCallback(ended, None)
         self._registered = [
-            connection.domainEventRegisterAny(None, event_id, self._take_event, callback)
-            for event_id, callback in self._handlers
+            connection.domainEventRegisterAny(None, event_id, self._take_event, handlers)
+            for event_id, handlers in self._handlers.items()
         ]
         # Last: from now on no call is made on it.
         with contextlib.suppress(libvirt.libvirtError):  # a driver in this process has none
@@ -217,9 +222,17 @@ class Libvirt:
     # -- events ------------------------------------------------------------------------------
 
     def _take_event(self, _connection: Any, domain: Any, *facts: Any) -> None:
-        """From the event loop, which must not wait: handed over at once."""
-        *facts_only, callback = facts
-        self._happened.put(lambda: callback(domain, *facts_only))
+        """From the event loop, which must not wait: handed over at once, unless it is urgent."""
+        *facts_only, handlers = facts
+        for callback, urgent in handlers:
+            work = functools.partial(callback, domain, *facts_only)
+            if not urgent:
+                self._happened.put(work)
+                continue
+            try:
+                work()
+            except Exception:
+                log.exception("An event of libvirt could not be dealt with")
 
     def _deliver(self) -> None:
         while (work := self._happened.get()) is not None:

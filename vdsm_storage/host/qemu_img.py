@@ -34,6 +34,7 @@ from vdsm_storage.host.qemu_img_output import (
 )
 
 RAW = "raw"
+LUKS = "luks"
 QCOW2 = "qcow2"
 CLUSTER = 65536  # bytes; qemu's default, and what measure() assumes
 DIRECT = "none"  # cache mode: past the page cache

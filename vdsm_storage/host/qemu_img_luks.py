@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""qemu-img on qcow2 images whose data are encrypted (LUKS).
+"""qemu-img on images whose data are encrypted: in qcow2, or all of a raw one (LUKS).
 
 The key goes in by standard input, base64, so that neither a command line nor a file has it.  qemu
 takes it as UTF-8 text.  Methods raise what QemuImg's do.
@@ -8,8 +8,10 @@ takes it as UTF-8 text.  Methods raise what QemuImg's do.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from vdsm_storage.base.run import Command, run
 from vdsm_storage.base.secret import Secret
 from vdsm_storage.errors import CommandError
-from vdsm_storage.host.qemu_img import QCOW2, NewImage
+from vdsm_storage.host.qemu_img import LUKS, QCOW2, NewImage
 
 # What the header takes at most: eight key slots of 252 KiB and a header, in clusters of 64 KiB.
 HEADER = 4 * 1024 * 1024
@@ -43,7 +45,6 @@ class QemuImgLuks:
 
     def empty(self, new: NewImage, key: Secret) -> bytes:
         """The whole file of an image without data; `new.path` is not used."""
-        self._make_directory()
         options = (
             f"compat={new.compat},encrypt.format=luks,encrypt.key-secret=key,"
             f"encrypt.iter-time={self._iteration_time}"
@@ -51,15 +52,24 @@ class QemuImgLuks:
         backing = ["-u"]
         if new.backing is not None:
             backing += ["-b", new.backing, "-F", new.backing_format or QCOW2]
+        return self._made(["-f", QCOW2, *backing, "-o", options], new.size, key)
+
+    def container(self, key: Secret) -> bytes:
+        """What stands in front of the data of a raw image, however large that is."""
+        options = f"key-secret=key,iter-time={self._iteration_time}"
+        return self._made(["-f", LUKS, "-o", options], 0, key)
+
+    def _made(self, options: Sequence[str], size: int, key: Secret) -> bytes:
+        self._make_directory()
         with tempfile.TemporaryDirectory(dir=self._directory) as directory:
             path = os.path.join(directory, "image")
-            argv = ["create", "-q", *KEY, "-f", QCOW2, *backing, "-o", options, path, str(new.size)]
-            self._run_again(argv, key)
+            self._run_again(["create", "-q", *KEY, *options, path, str(size)], key)
             with open(path, "rb") as file:
                 return file.read()
 
     def resize(self, path: str, size: int, key: Secret) -> None:
-        """Grow the image to `size` bytes."""
+        """Grow the image to `size` bytes.  No layer below may have more than it has now, for what
+        is there would be seen."""
         self._run(["resize", "-q", *KEY, *_opened(path), str(size)], key)
 
     def bitmap_add(self, path: str, name: str, granularity: int | None, key: Secret) -> None:
@@ -90,5 +100,12 @@ class QemuImgLuks:
 
 
 def _opened(path: str) -> list[str]:
-    quoted = path.replace(",", ",,")
-    return ["--image-opts", f"driver={QCOW2},file.filename={quoted},encrypt.key-secret=key"]
+    """This layer alone: those below may have other keys."""
+    driver = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"
+    node = {
+        "driver": QCOW2,
+        "encrypt": {"format": LUKS, "key-secret": "key"},
+        "backing": None,
+        "file": {"driver": driver, "filename": path},
+    }
+    return [f"json:{json.dumps(node)}"]

@@ -132,6 +132,9 @@ class SyncData:
         sides = (op.params["domain"], image), (op.params["target"], image)
         with self._shop.copying(*sides) as (source, target):
             todo = select(source, target, image, op.params["what"])
+            check_clear(source, todo)
+            names = [member.volume for member in todo]
+            check_clear(target, [Member(image, one, target.load(image, one)) for one in names])
             for number, member in enumerate(todo):
                 self._copy(op, source, target, member, (number, len(todo)))
 

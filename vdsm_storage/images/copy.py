@@ -22,6 +22,7 @@ from vdsm_storage.host.qemu_img_output import Info
 from vdsm_storage.images import chain, guard, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
+from vdsm_storage.images.encryption import check_clear
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import COPYING, Kind, Operation
@@ -123,6 +124,8 @@ class _Copy:
         """Look at both sides before anything is touched."""
         if target.is_shared:
             raise VolumeNonWritable(volume=target.volume, role="a template (SHARED)")
+        prepared = self._op.params["target_prepared"]
+        check_clear(self._target_store, [target], prepared=prepared)
         self._source = chain.walk(self._source_store, source.image, source.volume)
         self._target = target
         if self._op.params["bitmaps"] and not (self._source[-1].is_cow and target.is_cow):

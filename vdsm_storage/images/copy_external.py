@@ -28,6 +28,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.host.qemu_img import RAW, Conversion, Image, QemuImg, Watch
 from vdsm_storage.images import chain, copy, guard, layers
 from vdsm_storage.images.chain import Member
+from vdsm_storage.images.encryption import check_clear
 from vdsm_storage.images.guard import Guard, VolumeRef
 from vdsm_storage.images.store import Store
 from vdsm_storage.jobs.operation import COPYING, Kind, Operation
@@ -155,6 +156,7 @@ class ExternalCopying:
             if member.is_shared or found.parent != BLANK:
                 role = "a template (SHARED)" if member.is_shared else "based on another volume"
                 raise VolumeNonWritable(volume=target.volume, role=role)
+            check_clear(store, [member], prepared=op.params["prepared"])
             op.record(generation=found.generation)
             with guard.generation(store, target, found.generation, illegal=True):
                 op.step("marked")

@@ -28,6 +28,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.host.qemu_img import QCOW2, NewImage
 from vdsm_storage.host.qemu_img_luks import HEADER
 from vdsm_storage.images import chain, encryption, layers, roles, sizing
+from vdsm_storage.images import luks as luks_header
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.qcow2_empty import MAX_SIZE, empty_qcow2, full_size
@@ -80,6 +81,11 @@ class NewVolumeRequest:
     def rounded(self) -> int:
         return round_up(self.capacity, CAPACITY_STEP)
 
+    @property
+    def stored_format(self) -> str:
+        """What the metadata say; an encrypted raw volume is a container."""
+        return md.LUKS if self.format == md.RAW and self.secret is not None else self.format
+
 
 def check(request: NewVolumeRequest) -> None:
     """What is wrong with a request whatever the storage holds.  Raises 1000, 202, 229."""
@@ -91,7 +97,6 @@ def check(request: NewVolumeRequest) -> None:
     initial = request.initial_size or 0
     if initial < 0 or (request.format == md.RAW and initial > request.rounded):
         raise _wrong("initialSize", initial, "it is below zero or above the capacity")
-    encryption.check_format(request.volume, request.format, request.secret)
     if request.format == md.RAW and request.parent != BLANK:
         raise IncorrectFormat(volume=request.volume, reason="a raw volume cannot have a parent")
     if request.format == md.RAW and (request.add_bitmaps or request.bitmap):
@@ -175,7 +180,7 @@ class CreateVolume:
         parent = check_parent(store, request)
         if request.shares:
             store.share(request.parent_image, request.parent, request.image)
-        if request.format == md.COW:
+        if request.stored_format != md.RAW:
             self._format(store, request, parent)
         op.step(FORMATTED)
         if parent is not None and not request.shares:
@@ -183,7 +188,7 @@ class CreateVolume:
         op.step(MARKED)
         if request.format == md.RAW and store.is_block:
             size = store.sizes(request.image, request.volume).apparent
-            metadata = metadata.with_(capacity=size)
+            metadata = metadata.with_(capacity=size - metadata.overhead)
         store.publish(request.image, request.volume, metadata)
 
     def _changing(self, request: NewVolumeRequest) -> AbstractContextManager[Store]:
@@ -207,7 +212,7 @@ class CreateVolume:
     def _format(
         self, store: Store, request: NewVolumeRequest, parent: VolumeMetadata | None
     ) -> None:
-        """Write the qcow2 header; the backing file is named relative to the image."""
+        """Write the header; that of qcow2 names the backing file relative to the image."""
         image = self._empty(store, request, parent)
         names = [request.volume]
         if parent is not None and (request.add_bitmaps or request.bitmap):
@@ -235,6 +240,8 @@ class CreateVolume:
             return empty_qcow2(request.rounded, compat, backing, backing_format)
         luks, key = self._shop.luks_and_key(request.secret)
         try:
+            if request.format == md.RAW:
+                return _container(request, luks.container(key))
             new = NewImage("", QCOW2, request.rounded, compat, backing, backing_format)
             return luks.empty(new, key)
         except CommandError as error:
@@ -303,12 +310,21 @@ class CreateVolume:
 def _allocation(store: Store, request: NewVolumeRequest) -> int:
     """Bytes of storage that the volume gets."""
     if request.format == md.RAW:
-        return request.rounded
+        return request.rounded + _metadata(request).overhead
     full = request.type == md.PREALLOCATED
     more = HEADER if request.secret is not None else 0
     if store.is_block:
         return sizing.cow_size(request.rounded, request.initial_size, preallocated=full) + more
     return (request.initial_size or full_size(request.rounded)) + more
+
+
+def _container(request: NewVolumeRequest, header: bytes) -> bytes:
+    """The header, if the room that is left for it is right."""
+    wrong = luks_header.problem(header)
+    if wrong is not None or len(header) != luks_header.PAYLOAD:
+        reason = f"qemu-img made another container than expected: {wrong or len(header)}"
+        raise VolumeCreationError(volume=request.volume, reason=reason)
+    return header
 
 
 def _takes_long(store: Store, request: NewVolumeRequest) -> bool:
@@ -342,7 +358,7 @@ def _metadata(request: NewVolumeRequest) -> VolumeMetadata:
         image=request.image,
         parent=request.parent,
         capacity=request.rounded,
-        format=request.format,
+        format=request.stored_format,
         type=request.type,
         voltype=md.LEAF,
         disktype=request.disktype,

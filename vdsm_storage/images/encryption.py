@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vdsm_storage.base.secret import Secret
-from vdsm_storage.errors import IncorrectFormat, InvalidParameter, UnsupportedOperation
+from vdsm_storage.errors import InvalidParameter, UnsupportedOperation
 from vdsm_storage.host.qemu_img_luks import QemuImgLuks
 from vdsm_storage.images import guard, layers
 from vdsm_storage.images import metadata as md
@@ -30,20 +30,10 @@ class Encryption:
         return found
 
 
-def check_format(volume: str, form: str, secret: str | None) -> None:
-    """Raises 202."""
-    if secret is not None and form != md.COW:
-        reason = (
-            "a raw volume cannot be encrypted, for nothing on the storage would tell other hosts "
-            "that it is: make it COW (and PREALLOCATED, if it shall never have to grow)"
-        )
-        raise IncorrectFormat(volume=volume, reason=reason)
-
-
 def check_covered(store: Store, member: Member, secret: str | None) -> None:
     """A volume is put upon `member`: what is written to it must not be in the clear when what is
     below is not.  Raises 1000."""
-    if secret is not None or not member.is_cow:
+    if secret is not None or not _can_be(member):
         return
     with guard.active(store, member.image, [member.volume], prepared=False):
         encrypted = layers.is_encrypted(store, member)
@@ -51,16 +41,21 @@ def check_covered(store: Store, member: Member, secret: str | None) -> None:
         raise needs_key(member.volume)
 
 
-def check_clear(store: Store, members: Sequence[Member]) -> None:
-    """None of these is encrypted: their data is to be read, or to be written elsewhere in the
-    clear.  Raises 2009."""
+def check_clear(store: Store, members: Sequence[Member], *, prepared: bool = False) -> None:
+    """None of these is encrypted: their data is to be read, written elsewhere in the clear, or
+    written over.  Raises 2009."""
     for member in members:
-        if not member.is_cow:
+        if not _can_be(member):
             continue
-        with guard.active(store, member.image, [member.volume], prepared=False):
+        with guard.active(store, member.image, [member.volume], prepared=prepared):
             if layers.is_encrypted(store, member):
                 reason = f"volume {member.volume} is encrypted, and its key is not given"
                 raise UnsupportedOperation(operation="this", reason=reason)
+
+
+def _can_be(member: Member) -> bool:
+    """Whether it may be encrypted, as far as the metadata say."""
+    return member.is_cow or member.metadata.format == md.LUKS
 
 
 def needs_key(volume: str) -> InvalidParameter:

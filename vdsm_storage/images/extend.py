@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vdsm_storage.base.units import round_up
 from vdsm_storage.errors import (
@@ -72,8 +72,9 @@ class ExtendVolume:
         """False if a guest has the volume open: then the capacity is changed through the guest."""
         volume = op.params["volume"]
         try:
-            if metadata.format == md.RAW:
-                self._grow_storage(op, store, size, metadata.type == md.PREALLOCATED)
+            if metadata.is_raw:
+                full = metadata.type == md.PREALLOCATED
+                self._grow_storage(op, store, size + metadata.overhead, full)
             else:
                 self._grow_cow(op, store, size)
         except CommandError as error:
@@ -106,20 +107,28 @@ class ExtendVolume:
         with guard.active(store, image, names, prepared=False):
             info = layers.check_header(store, self._shop.qemu, members[-1], encrypted=True)
             if info.virtual_size < size:
-                resize = self._resizing(op, info)
+                resize = self._resizing(op, info, members[:-1])
                 if members[-1].metadata.type == md.PREALLOCATED:
                     more = HEADER if info.encrypted else 0
                     self._grow_storage(op, store, full_size(size) + more, preallocate=True)
                 store.lock.verify()
                 resize(layers.layer(store, members[-1]), size)
 
-    def _resizing(self, op: Operation, info: Info) -> Callable[[Image, int], None]:
-        """What makes the image larger.  Raises 1000, before anything is done."""
+    def _resizing(
+        self, op: Operation, info: Info, below: Sequence[Member]
+    ) -> Callable[[Image, int], None]:
+        """What makes the image larger.  Raises 206, 1000, before anything is done."""
         if not info.encrypted:
             return self._shop.qemu.resize
         secret = op.params.get("secret")
         if secret is None:
             raise needs_key(op.params["volume"])
+        for member in below:
+            if member.metadata.capacity > info.virtual_size:
+                reason = f"{member.volume} below it has {member.metadata.capacity} bytes"
+                raise VolumeExtendingError(
+                    volume=op.params["volume"], size=op.params["size"], reason=reason
+                )
         luks, key = self._shop.luks_and_key(secret)
         return lambda image, size: luks.resize(image.path, size, key)
 
@@ -144,8 +153,8 @@ class ExtendVolume:
                 capacity = self._recorded(store, image, volume, metadata, size)
                 store.save(image, volume, metadata.with_(capacity=capacity))
                 return True
-            if metadata.format == md.RAW and not store.is_block and actual > metadata.capacity:
-                store.resize(image, volume, metadata.capacity, False)
+            if metadata.is_raw and not store.is_block and actual > metadata.capacity:
+                store.resize(image, volume, metadata.capacity + metadata.overhead, False)
         return False
 
     @staticmethod
@@ -153,15 +162,15 @@ class ExtendVolume:
         store: Store, image: str, volume: str, metadata: VolumeMetadata, size: int
     ) -> int:
         """A raw volume on a device has all of the device, as when it is made."""
-        if metadata.format == md.RAW and store.is_block:
-            return store.sizes(image, volume).apparent
+        if metadata.is_raw and store.is_block:
+            return store.sizes(image, volume).apparent - metadata.overhead
         return size
 
     def _actual(self, store: Store, image: str, volume: str) -> int:
         """The capacity that a guest would see, bytes."""
         metadata = store.load(image, volume)
-        if metadata.format == md.RAW:
-            return store.sizes(image, volume).apparent
+        if metadata.is_raw:
+            return store.sizes(image, volume).apparent - metadata.overhead
         with guard.active(store, image, [volume], prepared=False):
             member = Member(image, volume, metadata)
             return layers.look(store, self._shop.qemu, member).virtual_size

@@ -8,26 +8,27 @@ header.  Whoever lets qemu-img open a whole chain checks it here first.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vdsm_storage.base import files
 from vdsm_storage.errors import ImageIsNotLegalChain, PrepareIllegalVolume, UnsupportedOperation
-from vdsm_storage.host.qemu_img import QCOW2, RAW, Image, QemuImg
+from vdsm_storage.host.qemu_img import LUKS, QCOW2, RAW, Image, QemuImg
 from vdsm_storage.host.qemu_img_output import Info
+from vdsm_storage.images import luks, qcow2_header
 from vdsm_storage.images import metadata as md
-from vdsm_storage.images import qcow2_header
 from vdsm_storage.images.chain import Member, walk
 from vdsm_storage.images.metadata import VolumeMetadata
 from vdsm_storage.images.qcow2_header import Header, HeaderError
 from vdsm_storage.images.store import Store
 
 PROBED = 4096  # bytes by which a file's format is guessed
+_QEMU_FORMATS: Mapping[str, str] = {md.COW: QCOW2, md.LUKS: LUKS}
 
 
 def qemu_format(metadata: VolumeMetadata) -> str:
     """qemu's name of a volume's format."""
-    return QCOW2 if metadata.format == md.COW else RAW
+    return _QEMU_FORMATS.get(metadata.format, RAW)
 
 
 def compat(store: Store) -> str:
@@ -74,8 +75,7 @@ def look(store: Store, qemu_img: QemuImg, member: Member) -> Info:
 
 def is_encrypted(store: Store, member: Member) -> bool:
     """Whether a guest needs a key for this layer.  Raises 262."""
-    header = _read_header(store, member)
-    return header is not None and header.encryption != 0
+    return _is_encrypted(member, _read_header(store, member))
 
 
 def check_headers(store: Store, qemu_img: QemuImg, chain: Sequence[Member]) -> Info:
@@ -122,9 +122,8 @@ def guest_layers(store: Store, image: str, volume: str) -> list[GuestLayer]:
     parent: VolumeMetadata | None = None
     for member in walk(store, image, volume):
         header = _check_layer(store, member, parent)
-        encrypted = header is not None and header.encryption != 0
-        path = store.path(member.image, member.volume)
-        found.insert(0, GuestLayer(path, qemu_format(member.metadata), encrypted))
+        path, fmt = store.path(member.image, member.volume), qemu_format(member.metadata)
+        found.insert(0, GuestLayer(path, fmt, _is_encrypted(member, header)))
         parent = member.metadata
     return found
 
@@ -140,7 +139,7 @@ def _check_layers(store: Store, chain: Sequence[Member], *, encrypted: bool = Fa
     parent: VolumeMetadata | None = None
     for member in chain:
         header = _check_layer(store, member, parent)
-        if header is not None and header.encryption and not encrypted:
+        if _is_encrypted(member, header) and not encrypted:
             raise UnsupportedOperation(
                 operation="this",
                 reason=f"volume {member.volume} is encrypted, and its key is not given",
@@ -172,8 +171,23 @@ def _is_plainly_raw(store: Store, member: Member, header: Header) -> bool:
     return qcow2_header.looks_raw(data)
 
 
+def _is_encrypted(member: Member, header: Header | None) -> bool:
+    inside = header is not None and header.encryption != 0
+    return inside or member.metadata.format == md.LUKS
+
+
+def _check_container(store: Store, member: Member) -> None:
+    path = opened(store, store.path(member.image, member.volume))
+    wrong = luks.problem(files.read_direct(path, luks.READ_LENGTH))
+    if wrong is not None:
+        reason = f"{member.volume} is to be a LUKS container, but {wrong}"
+        raise ImageIsNotLegalChain(image=member.image, reason=reason)
+
+
 def _read_header(store: Store, member: Member) -> Header | None:
     """By our own code: qemu-img would open the data file that a header names.  None for raw."""
+    if member.metadata.format == md.LUKS:
+        _check_container(store, member)
     if not member.is_cow:
         return None
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vdsm_storage.base import files
-from vdsm_storage.host.qemu_img import RAW, Image, QemuImg
+from vdsm_storage.host.qemu_img import QCOW2, RAW, Image, QemuImg
 from vdsm_storage.host.qemu_img_output import Extent
 
 SAMPLES = 32
@@ -56,9 +56,9 @@ def missing_at(
 def absent_at(qemu_img: QemuImg, top: Image, base: Image) -> int | None:
     """The guest's offset of data in the layer `top` for which the layer `base` has no place at all.
 
-    None when there is none, as in a raw base.  Content is not looked at.
+    None when there is none, as in a raw base, encrypted or not.  Content is not looked at.
     """
-    if base.format == RAW:
+    if base.format != QCOW2:
         return None
     holes = [e for e in qemu_img.map_layer(base) if not e.present]
     number = 0

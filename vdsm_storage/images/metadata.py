@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import MetadataCleared, MetadataOverflow, VolumeMetadataReadError
+from vdsm_storage.images import luks
 
 TEXT_LIMIT = 512  # bytes of text that every reader accepts
 DESCRIPTION_LIMIT = 210  # characters that are kept
@@ -23,6 +24,9 @@ SECTOR = 512
 
 RAW = "RAW"
 COW = "COW"
+# A raw volume that is a LUKS container.  Callers know it as RAW.  Hosts that do not know the word
+# keep it when they write the metadata anew.
+LUKS = "LUKS"
 SPARSE = "SPARSE"
 PREALLOCATED = "PREALLOCATED"
 LEAF = "LEAF"
@@ -73,6 +77,16 @@ class VolumeMetadata:
     def is_legal(self) -> bool:
         return self.legality != ILLEGAL
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether the guest's bytes follow each other on the storage, encrypted or not."""
+        return self.format in (RAW, LUKS)
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of a raw volume in front of the guest's."""
+        return luks.PAYLOAD if self.format == LUKS else 0
+
     def with_(self, **changes: object) -> VolumeMetadata:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -105,7 +119,8 @@ class VolumeMetadata:
 
     def as_dump(self) -> dict[str, object]:
         """The fields as StorageDomain.dump shows them: numbers stay numbers."""
-        return _dump_order({name: getattr(self, name) for name in _DUMP_FIELDS if name != "domain"})
+        fields = {name: getattr(self, name) for name in _DUMP_FIELDS if name != "domain"}
+        return _dump_order({**fields, "format": known_format(self.format)})
 
 
 _DUMP_FIELDS = (
@@ -123,6 +138,11 @@ _DUMP_FIELDS = (
     "generation",
     "sequence",
 )
+
+
+def known_format(found: str) -> str:
+    """As callers know it."""
+    return RAW if found == LUKS else found
 
 
 def new_ctime() -> int:
@@ -146,7 +166,10 @@ class Parsed:
 
     def as_dump(self) -> dict[str, object]:
         """The fields for StorageDomain.dump, which also shows volumes that cannot be used."""
-        return _dump_order({k: v for k, v in self.fields.items() if k != "domain"})
+        fields = {k: v for k, v in self.fields.items() if k != "domain"}
+        if "format" in fields:
+            fields["format"] = known_format(str(fields["format"]))
+        return _dump_order(fields)
 
 
 def decode(data: bytes, volume: str = "?") -> VolumeMetadata:

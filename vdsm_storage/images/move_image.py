@@ -13,6 +13,7 @@ from vdsm_storage.errors import (
 from vdsm_storage.images import chain, delete, layers
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
+from vdsm_storage.images.encryption import check_clear
 from vdsm_storage.images.layer_copy import Following, Target, allocation, copy_layer
 from vdsm_storage.images.store import Store
 from vdsm_storage.images.workshop import Workshop
@@ -65,6 +66,7 @@ class MoveImage:
         sides = (op.params["domain"], image), (op.params["target"], image)
         with self._shop.copying(*sides, moving=op.params["move"]) as (source, target):
             todo = plan(source, target, image)
+            check_clear(source, todo.own)
             if op.params["move"]:
                 delete.check_image(source, image)
             template = todo.template.volume if todo.template is not None else None

@@ -13,7 +13,8 @@ from vdsm_storage.base.units import round_up
 from vdsm_storage.errors import CommandError, CommandTimeout, ImageVerificationError
 from vdsm_storage.host.qemu_img import Image, QemuImg
 from vdsm_storage.host.qemu_img_output import Info
-from vdsm_storage.images import guard, layers, qcow2_header
+from vdsm_storage.images import guard, layers, luks, qcow2_header
+from vdsm_storage.images import metadata as md
 from vdsm_storage.images.chain import Member
 from vdsm_storage.images.guard import DOMAINS, VolumeRef, image_lock
 from vdsm_storage.images.qcow2_header import HeaderError
@@ -69,10 +70,15 @@ class Verifier:
 def raw_problems(data: bytes, store: Store, member: Member) -> list[str]:
     """A raw volume holds anything but an image of another format."""
     problems = []
-    found = qcow2_header.foreign_format(data)
-    if found is not None:
-        problems.append(f"the volume is RAW, the upload is a {found} image")
-    size = store.sizes(member.image, member.volume).apparent
+    if member.metadata.format == md.LUKS:
+        found = luks.problem(data)
+        if found is not None:
+            problems.append(f"the volume is encrypted, but {found}")
+    else:
+        found = qcow2_header.foreign_format(data)
+        if found is not None:
+            problems.append(f"the volume is RAW, the upload is a {found} image")
+    size = store.sizes(member.image, member.volume).apparent - member.metadata.overhead
     capacity = member.metadata.capacity
     if size < capacity or (not store.is_block and round_up(size, CAPACITY_STEP) > capacity):
         problems.append(f"it has {size} bytes, the volume's capacity is {capacity}")

@@ -285,7 +285,7 @@ def _info(volume: str, metadata: VolumeMetadata) -> dict[str, Any]:
     return {
         "uuid": volume,
         "type": metadata.type,
-        "format": metadata.format,
+        "format": md.known_format(metadata.format),
         "disktype": metadata.disktype,
         "voltype": metadata.voltype,
         "capacity": str(metadata.capacity),
@@ -308,5 +308,6 @@ def _broken_info(store: Store, image: str, volume: str) -> dict[str, Any]:
     with contextlib.suppress(AgentError):
         for key, value in store.parse(image, volume).fields.items():
             info[key] = str(value) if key in ("capacity", "ctime") else value
+    info["format"] = md.known_format(info["format"])
     info.update(apparentsize="0", truesize="0", status=INVALID, children=[])
     return info

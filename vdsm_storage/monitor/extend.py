@@ -7,7 +7,8 @@ Sizes are those that the volume shall have at least, so that asking twice does n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from vdsm_storage.base.clock import Clock, Deadline
@@ -28,6 +29,9 @@ log = logging.getLogger("extend")
 BRIEF: Final = 2.0  # seconds to wait for hosts that hold a lock for one change, before asking
 PATIENCE: Final = 5.0  # seconds for the manager's answer until the lock is looked at again
 
+AT_ONCE: Final = 32  # questions to a manager that wait for their answers
+
+Outcomes = Mapping[str, int | AgentError]  # by volume: its bytes, or why it has no more
 # ask(domain, volume, size in bytes, timeout in seconds) -> the size that the volume has now
 Ask = Callable[[str, str, int, float], int]
 
@@ -48,28 +52,70 @@ class Extender:
     def extend(self, sd_id: str, volume: str, size: int, timeout: float) -> int:
         """Let the volume have `size` bytes; returns the bytes that it has, on this host, too.
 
-        Takes about `timeout` seconds at most.  A host that holds the domain's lock for long is
-        the pool's manager: it is asked.  Who it is may change meanwhile, so both are tried in
-        turn.  Raises 504, 206 (no answer, refused), 358.
+        Takes about `timeout` seconds at most.  Raises 504, 206 (no answer, refused), 358.
+        """
+        (found,) = self.extend_many(sd_id, {volume: size}, timeout).values()
+        if isinstance(found, AgentError):
+            raise found
+        return found
+
+    def extend_many(self, sd_id: str, wanted: Mapping[str, int], timeout: float) -> Outcomes:
+        """The same for several volumes of a domain at once: for each the bytes that it has then,
+        or why it could not get more.
+
+        A host that holds the domain's lock for long is the pool's manager: it is asked.  Who it is
+        may change meanwhile, so both are tried in turn.  Raises 358, and what keeps all of them
+        from growing.
         """
         deadline = Deadline(self._clock, timeout)
         domain = self._domain(sd_id)
         while True:
-            holder = self._holder(domain)
-            if holder is None or holder != self._managers.get(sd_id):
-                try:
-                    return self.extend_here(sd_id, volume, size, min(BRIEF, deadline.left()))
-                except SpmStatusError as error:
-                    log.info("Volume %s, %d bytes: asking the manager: %s", volume, size, error)
-                if holder is not None and self._holder(domain) == holder:
-                    self._managers[sd_id] = holder
-            try:
-                self._ask(sd_id, volume, size, min(PATIENCE, deadline.left()))
-                return self._seen_here(domain, volume, size)
-            except ExtendNotAnswered:
+            known = self._managers.get(sd_id)
+            if known is None or self._holder(domain) != known:
                 self._managers.pop(sd_id, None)
-                if deadline.passed():
-                    raise
+                try:
+                    return self._try_here(domain, wanted, deadline)
+                except SpmStatusError as error:
+                    log.info("%s: asking the manager: %s", domain.id, error)
+            answers = self._ask_all(domain, wanted, deadline)
+            silent = [a for a in answers.values() if isinstance(a, ExtendNotAnswered)]
+            if silent:
+                self._managers.pop(sd_id, None)
+            if not silent or deadline.passed():
+                return answers
+
+    def _try_here(
+        self, domain: BlockDomain, wanted: Mapping[str, int], deadline: Deadline
+    ) -> Outcomes:
+        """Raises SpmStatusError; who kept us from it all the time is the manager."""
+        try:
+            with domain.lock.held(0.0):
+                return domain.store.grow_many(wanted)
+        except SpmStatusError:
+            holder = self._holder(domain)
+        try:
+            with domain.lock.held(min(BRIEF, deadline.left())):
+                return domain.store.grow_many(wanted)
+        except SpmStatusError:
+            if holder is not None and self._holder(domain) == holder:
+                self._managers[domain.id] = holder
+            raise
+
+    def _ask_all(
+        self, domain: BlockDomain, wanted: Mapping[str, int], deadline: Deadline
+    ) -> Outcomes:
+        """By the mailbox, which carries many at once."""
+
+        def ask(volume: str) -> int | AgentError:
+            size = wanted[volume]
+            try:
+                self._ask(domain.id, volume, size, min(PATIENCE, deadline.left()))
+                return self._seen_here(domain, volume, size)
+            except AgentError as error:
+                return error
+
+        with ThreadPoolExecutor(min(AT_ONCE, len(wanted)), "ask manager") as pool:
+            return dict(zip(wanted, pool.map(ask, wanted), strict=True))
 
     @staticmethod
     def _holder(domain: BlockDomain) -> LeaseState | None:

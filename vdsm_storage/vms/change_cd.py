@@ -128,7 +128,7 @@ class Media:
                 if xml is not None:
                     self._tools.libvirt.update(vm, xml)
                 if wanted.find("iotune") is not None:  # there is another call for that
-                    self._tools.libvirt.set_io_tune(vm, name, disk_xml.limits_of(wanted))
+                    self._tools.throttles.set_limits(vm, name, disk_xml.limits_of(wanted))
             except VmError as error:
                 if error.why is Why.NO_VM:
                     raise self._tools.registry.gone(vm, error) from error

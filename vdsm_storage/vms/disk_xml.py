@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vdsm_storage.host.qemu_img import QCOW2
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.layers import GuestLayer
 from vdsm_storage.vms import records
@@ -217,25 +218,28 @@ def _is_device(path: str) -> bool:
 
 
 def set_below(disk: ET.Element, layers: Sequence[GuestLayer], *, block: bool) -> None:
-    """What lies below it.  libvirt finds that by the headers, but of encrypted layers it must be
-    told; their key is the disk's."""
+    """What lies below the first of the disk's layers; without any, libvirt looks at the headers.
+
+    It must be told which are encrypted (their key is the disk's), and which are not: it would take
+    a raw volume on which a guest made a LUKS header for encrypted, and not start the VM.
+    """
     for below in disk.findall("backingStore"):
         disk.remove(below)
-    key = key_of(disk)
-    if key is not None:
-        disk.append(_below(layers, key, block=block))
+    if layers:
+        disk.append(_below(layers[1:], key_of(disk), block=block))
 
 
-def _below(layers: Sequence[GuestLayer], key: ET.Element, *, block: bool) -> ET.Element:
+def _below(layers: Sequence[GuestLayer], key: ET.Element | None, *, block: bool) -> ET.Element:
     """<backingStore> of the first of these and of all below."""
     made = ET.Element("backingStore")
     if not layers:
         return made
     layer = layers[0]
     made.set("type", "block" if block else "file")
-    ET.SubElement(made, "format", type=layer.format)
+    # For libvirt, a LUKS container is a raw image with a key.
+    ET.SubElement(made, "format", type=QCOW2 if layer.format == QCOW2 else "raw")
     source = ET.SubElement(made, "source", {"dev" if block else "file": layer.path})
-    if layer.encrypted:
+    if layer.encrypted and key is not None:
         source.append(key)
     made.append(_below(layers[1:], key, block=block))
     return made

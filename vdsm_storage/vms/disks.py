@@ -51,6 +51,7 @@ class VmDisks:
     def __init__(self, base: DiskBase) -> None:
         tools = self._tools = base.tools
         self._registry = tools.registry
+        self.throttles = tools.throttles
         keeping = Keeping(tools)
         self.hotplug = HotPlug(tools, keeping, iotune.maximum, base.settings.unplug_timeout)
         self.leases = LeasePlug(tools, keeping, base.lease)

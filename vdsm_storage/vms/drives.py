@@ -52,6 +52,9 @@ class Drive:
     # "abort" while libvirt does that.
     mirror: str = ""
     replica_path: str = ""  # where a replication copies it to
+    mirrors_qcow2: bool = False  # whether either of these is a qcow2 volume
+    commit_path: str = ""  # the base that its top layer is being merged into
+    node: str = ""  # libvirt's name of the top layer (vda[1]); "" when it does not say
     encrypted: bool = False  # any layer of it
     nodes: Mapping[str, str] = field(default_factory=dict)  # QEMU's names of managed volumes
 
@@ -75,6 +78,18 @@ class Drive:
     def replica(self) -> VolumePath | None:
         """The managed volume that it is being copied to."""
         return volume_of(self.replica_path)
+
+    @property
+    def mirrored(self) -> VolumePath | None:
+        """The managed volume that gets, too, what the guest writes: a replica, or the base of an
+        active merge."""
+        return volume_of(self.replica_path or self.commit_path)
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it may have to grow: a qcow2 layer on a block device that a guest writes to."""
+        writable = self.device == "disk" and not self.readonly
+        return writable and self.kind == "block" and self.format == "qcow2"
 
     def is_volume(self, domain: str, image: str, volume: str) -> bool:
         return self.volume == VolumePath(domain, image, volume)
@@ -124,7 +139,10 @@ def _drive(disk: ET.Element, transient: set[str], leases: set[str]) -> Drive:
         shared=disk.find("shareable") is not None,
         nodes=dict(_nodes(disk)),
         mirror=mirror.get("ready", "") if mirror is not None else "",
-        replica_path=_replica(mirror),
+        replica_path=_mirror(mirror, "copy"),
+        commit_path=_mirror(mirror, "active-commit"),
+        mirrors_qcow2=mirror is not None and mirror.find("format[@type='qcow2']") is not None,
+        node=_node(disk, name),
         encrypted=any(True for _ in _encryptions(disk)),
         leased=not leases.isdisjoint(volumes),
         secret=_secret(disk),
@@ -148,9 +166,15 @@ def _encryptions(layer: ET.Element) -> Iterator[ET.Element]:
         yield from _encryptions(below)
 
 
-def _replica(mirror: ET.Element | None) -> str:
-    """<mirror type='file' job='copy' ready='yes'><source file='…'/>; a commit has a mirror too."""
-    if mirror is None or mirror.get("job") != "copy":
+def _node(disk: ET.Element, target: str) -> str:
+    source = disk.find("source")
+    index = source.get("index") if source is not None else None
+    return f"{target}[{index}]" if index else ""
+
+
+def _mirror(mirror: ET.Element | None, job: str) -> str:
+    """<mirror type='file' job='copy' ready='yes'><source file='…'/>; job='active-commit'."""
+    if mirror is None or mirror.get("job") != job:
         return ""
     source = mirror.find("source")
     if source is None:

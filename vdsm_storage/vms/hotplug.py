@@ -155,7 +155,7 @@ class HotPlug:
                 raise HotplugDiskFailed(vm=plug.vm, reason=reason)
             disk_xml.set_source(disk, usable.path)
             disk_xml.set_format(disk, usable.format, block=usable.block)
-            disk_xml.set_below(disk, usable.layers[1:], block=usable.block)
+            disk_xml.set_below(disk, usable.layers, block=usable.block)
         elif "GUID" in plug.record and not disk_xml.path_of(disk):
             disk_xml.set_source(disk, f"{disk_xml.MAPPER}/{plug.record['GUID']}")
         disk_xml.set_limits(disk, self._policy(definition.xml, plug.name, volume))

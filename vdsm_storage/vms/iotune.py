@@ -57,7 +57,7 @@ class IoTune:
 
     def in_force(self, vm: str) -> list[dict[str, Any]]:
         """[{name, path, ioTune}] of every disk.  Raises 1, 6, 59."""
-        return in_force(self._keeping.running(vm))
+        return self._limits(vm, self._keeping.running(vm))
 
     def policy(self, vm: str) -> list[dict[str, Any]]:
         """[{name, path, maximum, guaranteed}] as asked for.  Raises 1, 6, 59."""
@@ -71,8 +71,17 @@ class IoTune:
                 definition = self._tools.registry.definition(state.id)
                 found[state.id] = {
                     "policy": policy(definition.xml),
-                    "current_values": in_force(definition),
+                    "current_values": self._limits(state.id, definition),
                 }
+        return found
+
+    def _limits(self, vm: str, definition: Definition) -> list[dict[str, Any]]:
+        """A disk that the agent slows for a moment has those that its user gave it."""
+        found = in_force(definition)
+        for each in found:
+            user = self._tools.throttles.user(vm, each["name"])
+            if user is not None:
+                each["ioTune"] = _all_six(user)
         return found
 
     # -- changing ----------------------------------------------------------------------------
@@ -130,16 +139,16 @@ class IoTune:
         failure: Callable[[str], AgentError],
     ) -> None:
         """All or none."""
-        before = {each["name"]: each["ioTune"] for each in in_force(definition)}
+        before = {each["name"]: each["ioTune"] for each in self._limits(vm, definition)}
         done: list[str] = []
         try:
             for name, limits in wanted.items():
-                self._tools.libvirt.set_io_tune(vm, name, _all_six(limits))
+                self._tools.throttles.set_limits(vm, name, _all_six(limits))
                 done.append(name)
         except VmError as error:
             for name in done:
                 with contextlib.suppress(VmError):
-                    self._tools.libvirt.set_io_tune(vm, name, before[name])
+                    self._tools.throttles.set_limits(vm, name, before[name])
             raise self._error(vm, error, failure) from error
         finally:
             self._tools.registry.changed(vm)

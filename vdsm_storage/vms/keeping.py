@@ -38,6 +38,7 @@ from vdsm_storage.vms.drives import METADATA, Drive, VolumePath, volume_of
 from vdsm_storage.vms.holdings import Holdings
 from vdsm_storage.vms.records import Record
 from vdsm_storage.vms.registry import Definition, Registry
+from vdsm_storage.vms.throttle import Throttles
 from vdsm_storage.vms.transient import Transients
 from vdsm_storage.vms.vm_secrets import VmSecrets
 
@@ -68,6 +69,7 @@ class DiskTools:
     holdings: Holdings
     secrets: VmSecrets
     transients: Transients
+    throttles: Throttles
     locks: Locks
     runner: Runner
     clock: Clock

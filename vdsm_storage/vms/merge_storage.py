@@ -107,7 +107,8 @@ class MergeStorage:
     def _wanted(self, store: Store, members: Sequence[Member], *, leaf: bool) -> int:
         base, top = members[-2:]
         if not base.is_cow:
-            return max(base.metadata.capacity, top.metadata.capacity)
+            capacity = max(base.metadata.capacity, top.metadata.capacity)
+            return capacity + base.metadata.overhead
         names = [member.volume for member in members]
         with guard.active(store, base.image, names, prepared=False):
             both = [layers.layer(store, member) for member in (base, top)]

@@ -54,6 +54,7 @@ class Registry:
         self._active: dict[str, bool] = {}  # VMs that run, with whether they are not paused
         self._listeners: list[Callable[[VmEvent], None]] = []
         self._connected: list[Callable[[], None]] = []
+        self._followers: list[Callable[[str], None]] = []
         vms.watch(self._event, self._new_connection)
 
     @property
@@ -64,6 +65,10 @@ class Registry:
         """Wiring: who wants to know, after the registry does."""
         self._listeners.append(event)
         self._connected.append(connected)
+
+    def when_changed(self, callback: Callable[[str], None]) -> None:
+        """Wiring: told of a VM that an operation of ours has changed; must not wait."""
+        self._followers.append(callback)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -147,6 +152,8 @@ class Registry:
         """Its XML is not what it was."""
         with self._lock:
             self._forget(vm)
+        for follower in self._followers:
+            follower(vm)
 
     def _forget(self, vm: str) -> None:
         self._definitions.pop(vm, None)

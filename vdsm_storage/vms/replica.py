@@ -131,9 +131,12 @@ class Target:
             raise asked.failed(f"volume {volume} has a parent, the disk's volume has none")
         size = metadata.capacity
         if not self.members[-1].is_cow:
-            size = self.store.sizes(asked.target.image, volume).apparent
+            size = self.store.sizes(asked.target.image, volume).apparent - metadata.overhead
         if size < needed:
             raise DestinationVolumeTooSmall(volume=volume, size=size, needed=needed)
+        if metadata.is_raw and size > needed:
+            reason = f"volume {volume} has {size} bytes, the disk {needed}"
+            raise asked.failed(f"{reason}: QEMU wants them equal; take a COW volume")
         self._check_keys(asked, drive)
 
     def check_whole(self, asked: Replica) -> None:

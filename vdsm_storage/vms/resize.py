@@ -129,7 +129,7 @@ class Resizing:
             return self._capacity(vm, drive.name)
         with self._keeping.turn(vm):
             store.refresh(volume.image, volume.volume)
-            there = store.sizes(volume.image, volume.volume).apparent
+            there = store.sizes(volume.image, volume.volume).apparent - metadata.overhead
             if there < size:
                 reason = f"its volume has {there} bytes; Volume.extendSize comes first"
                 raise _bad(vm, drive, size, reason)

@@ -155,6 +155,10 @@ class Snapshots:
         if memory is None:
             return None
         tools = self._tools
+        store = tools.find_store(memory.domain)
+        for where in ((memory.image, memory.volume), (memory.conf_image, memory.conf_volume)):
+            if store.load(*where).format == md.LUKS:
+                raise _failed(asked, f"volume {where[1]}, for the memory, is encrypted")
         conf = tools.prepare(memory.domain, memory.conf_image, memory.conf_volume)
         try:
             write_configuration(conf, tools.vms.saved_xml(asked.vm))

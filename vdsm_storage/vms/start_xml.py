@@ -231,7 +231,7 @@ def put_volume(disk: DiskOrder, usable: Usable) -> None:
     """Path, format and layers are the storage's; the headers were checked."""
     disk_xml.set_source(disk.disk, usable.path)
     disk_xml.set_format(disk.disk, usable.format, block=usable.block)
-    disk_xml.set_below(disk.disk, usable.layers[1:], block=usable.block)
+    disk_xml.set_below(disk.disk, usable.layers, block=usable.block)
 
 
 def put_lease(lease: ET.Element, spec: LeaseSpec) -> None:

@@ -41,11 +41,16 @@ class Layer:
     def heal(self) -> None:
         self._become(self._linear(0, self._sectors))
 
-    def slow(self, read_ms: int, write_ms: int | None = None) -> None:
-        """Each request waits so long before it goes on; they wait side by side."""
+    def slow(self, read_ms: int, write_ms: int | None = None, length: int = 0) -> None:
+        """Each request waits so long before it goes on; they wait side by side.  `length`: only
+        those to the first so many bytes, and no flushes, for these are the whole device's."""
         write_ms = read_ms if write_ms is None else write_ms
-        reads, writes = (f"{self.device} 0 {ms}" for ms in (read_ms, write_ms))
-        self._become(f"0 {self._sectors} delay {reads} {writes}")
+        waits = (read_ms, write_ms, 0 if length else write_ms)
+        count = length // SECTOR or self._sectors
+        rows = [" ".join([f"0 {count} delay", *(f"{self.device} 0 {ms}" for ms in waits)])]
+        if count < self._sectors:
+            rows.append(self._linear(count, self._sectors - count))
+        self._become("\n".join(rows))
 
     def fail(self) -> None:
         """EIO for everything."""
@@ -127,6 +132,13 @@ def replace_table(name: str, table: str) -> None:
     run("dmsetup", "load", name, "--table", table)
     run("dmsetup", "suspend", "--noflush", "--nolockfs", name)
     run("dmsetup", "resume", "--noudevsync", name)
+
+
+def active(group: str) -> set[str]:
+    """Volumes of a volume group that the kernel has."""
+    start = group.replace("-", "--") + "-"
+    rows = [row.split()[0] for row in run("dmsetup", "ls").splitlines()]
+    return {row.removeprefix(start).replace("--", "-") for row in rows if row.startswith(start)}
 
 
 class Loops:
