@@ -96,6 +96,21 @@ def test_it_moves_with_its_leases(two: Two) -> None:
         assert not set(disk.volumes) & active(there)
 
 
+def test_guest_that_writes(two: Two) -> None:
+    """Each host has the volume active in its turn; no number is lost."""
+    here, there = two.both
+    with nothing_stays(here), nothing_stays(there):
+        machine = two.writer("counts")
+        two.ask(machine)
+        two.has_moved(machine)
+        two.writes(machine)
+        here.wait(lambda: not set(machine.disks[0].volumes) & active(here), "it to be inactive")
+        two.ask(machine, there)
+        two.has_moved(machine, there)
+        two.writes(machine)
+        two.end(machine, here)
+
+
 def test_volume_that_grows_meanwhile(two: Two) -> None:
     """The other host sees its new size when it is told."""
     here, there = two.both

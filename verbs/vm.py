@@ -84,7 +84,7 @@ def migrate(ctx: Context, vmID: str, params: Mapping[str, Any]) -> None:
 
 def migrateCancel(ctx: Context, vmID: str) -> None:
     """Also of one that is on its way here: what was made for it is let go."""
-    if not ctx.services.disks.incoming.stop(vmID):
+    if not ctx.services.disks.incoming.cancel(vmID):
         ctx.services.disks.outgoing.cancel(vmID)
 
 

@@ -26,6 +26,7 @@ from vdsm_storage.errors import (
     AgentError,
     CannotCreateVM,
     LibvirtFailure,
+    MigrationCancelationFailed,
     MigrationError,
     MigrationLimitExceeded,
     NoSuchVM,
@@ -138,6 +139,14 @@ class Incoming:
             self._tools.clock.wait(threading.Event(), SOON)
         return True
 
+    def cancel(self, vm: str) -> bool:
+        """The same for who must know: raises MigrationCancelationFailed (47)."""
+        stopped = self.stop(vm)
+        if stopped and self._launches.coming(vm):
+            reason = f"libvirt still has it after {STOP:g} seconds"
+            raise MigrationCancelationFailed(vm=vm, reason=reason)
+        return stopped
+
     def load(self) -> None:
         """After the journal was read: what an agent of before had not even begun is unknown."""
         begun = {each.params.get("vm") for each in self._tools.runner.interrupted()
@@ -171,7 +180,7 @@ class Incoming:
             Request(
                 kind=INCOMING,
                 params={"vm": order.vm, "volumes": [asdict(volume) for volume in volumes]},
-                domains=sorted({volume.domain for volume in volumes}),
+                domains=[],  # it is at work on none of them while it waits
                 verb="VM.migrationCreate",
                 lane=order.vm,
                 description=f"Receive VM {order.vm}",

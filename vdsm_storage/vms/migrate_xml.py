@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from vdsm_storage.vms import start_xml
-from vdsm_storage.vms.disk_xml import record_of
+from vdsm_storage.vms import disk_xml, start_xml
 from vdsm_storage.vms.drives import Drive, parse
 from vdsm_storage.vms.records import records
 from vdsm_storage.vms.start_xml import Order
@@ -28,7 +27,7 @@ def to_send(xml: str, drives: Sequence[Drive]) -> str:
     root = parse(xml)
     for drive in drives:
         if drive.volume is not None:
-            start_xml.put_record(root, drive.name, record_of(drive.volume))
+            start_xml.put_record(root, drive.name, disk_xml.record_of(drive.volume))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -62,8 +61,8 @@ def without_volume_leases(order: Order) -> Order:
 
 
 def arriving(own: str, answer: str) -> str:
-    """The VM's own XML, with the places that the destination answered."""
-    root, there = parse(own), parse(answer)
+    """The VM's own XML, with the places that the destination answered.  Raises BadDiskError."""
+    root, there = parse(own), disk_xml.parse(answer)
     disks = _by(there.iterfind("./devices/disk"), _name)
     for disk in root.iterfind("./devices/disk"):
         found = disks.get(_name(disk))

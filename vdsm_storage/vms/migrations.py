@@ -120,12 +120,6 @@ class Migrations:
                 percent = 100 if error is None else there.percent
                 self._known[vm] = Migration(there.peer, False, percent, downtime, error)
 
-    def forget(self, vm: str) -> None:
-        """Nobody will ask any more."""
-        with self._lock:
-            if vm in self._known and not self._known[vm].going:
-                del self._known[vm]
-
     def _limit(self) -> None:
         over = [vm for vm, each in self._known.items() if not each.going][:-KEPT]
         for vm in over:

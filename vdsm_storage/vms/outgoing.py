@@ -38,8 +38,9 @@ from vdsm_storage.jobs.operation import Kind, Operation
 from vdsm_storage.jobs.runner import Request
 from vdsm_storage.vms import migrate_xml
 from vdsm_storage.vms.departing import Convergence, Packing, quietly
+from vdsm_storage.vms.disk_xml import BadDiskError
 from vdsm_storage.vms.keeping import BRIEFLY, DiskTools, Keeping
-from vdsm_storage.vms.launches import Exit, Launches, why_stopped
+from vdsm_storage.vms.launches import COMING, Exit, Launches, why_stopped
 from vdsm_storage.vms.migrate_request import MigrateRequest
 from vdsm_storage.vms.migrations import Destination, Migrations
 
@@ -132,16 +133,12 @@ class Outgoing:
         if operation is None:
             raise MigrationCancelationFailed(vm=vm, reason="it has not begun yet; try again")
         operation.cancel.request()
-        try:
-            if self._libvirt.migration(vm) is not None:
-                self._libvirt.abort_job(vm)
-        except VmError as error:
-            raise MigrationCancelationFailed(vm=vm, reason=error.text) from error
+        quietly(lambda: self._libvirt.abort_job(vm))  # else at the next look
 
     def load(self) -> None:
         """After the journal was read, before libvirt is connected."""
         for entry in self._tools.runner.interrupted():
-            if entry.kind == MIGRATE:
+            if entry.kind == MIGRATE and not self._migrations.leaving(str(entry.params["vm"])):
                 self._migrations.begin(str(entry.params["vm"]), str(entry.params["peer"]))
 
     def event(self, event: VmEvent) -> None:
@@ -210,8 +207,8 @@ class Outgoing:
             if not op.suspended:
                 error = MigrationError(vm=vm, reason="it was stopped")
             raise
-        except VmError as refused:
-            error = MigrationError(vm=vm, reason=refused.text)
+        except (VmError, BadDiskError) as refused:
+            error = MigrationError(vm=vm, reason=refused)
             raise error from refused
         except AgentError as failed:
             error = failed
@@ -277,13 +274,13 @@ class Outgoing:
         try:
             self._tools.registry.state(vm)
             progress = self._libvirt.migration(vm)
-            if progress is not None and op.cancel.requested and not op.suspended:
-                self._libvirt.abort_job(vm)
         except (NoSuchVM, VMIsDown):
             return _Seen.GONE
         except (VmError, AgentError) as error:  # libvirt is away, or the VM is just ending
             log.info("VM %s: %s", vm, error)
             return _Seen.NOTHING
+        if op.cancel.requested and not op.suspended:
+            quietly(lambda: self._libvirt.abort_job(vm))
         if progress is None:
             return _Seen.STAYS
         quietly(lambda: convergence.look(progress))
@@ -302,13 +299,14 @@ class Outgoing:
                     return
                 raise MigrationError(vm=vm, reason="it ended here meanwhile")
             try:
-                self._peer(op).call("VM.getStats", {"vmID": vm}, PREPARE)
+                found = self._peer(op).call("VM.getStats", {"vmID": vm}, PREPARE)
             except PeerRefused as error:
                 raise MigrationError(vm=vm, reason=f"it ended meanwhile: {error}") from error
             except NoConnectionToPeer as error:
                 log.warning("VM %s is not here, and may be on the other host: %s", vm, error)
             else:
-                return
+                if found[0]["status"] != COMING:
+                    return
             if op.suspended:
                 op.check()
             self._tools.clock.wait(self._never, LATER)
