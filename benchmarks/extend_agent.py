@@ -6,7 +6,8 @@ product's as well, down to the lease, lvm and the devices; only libvirt is a few
 answers at once, or asks a QEMU by its own monitor.  A socket takes JSON lines, as the stand-in of
 functional/ does:
 
-    {"do": "watch", "drives": [[vm, domain, image, volume], ...], "policy": {...}, "qmp": path or ""}
+    {"do": "watch", "drives": [[vm, domain, image, volume], ...], "policy": {...}, "qmp": "",
+     "latencies": [seconds, ...]}
     {"do": "cross"}      every guest has just written past its threshold
     {"do": "settled"}    -> whether all have what they want, and are armed again
     {"do": "facts"}      -> how each is; how often they were slowed

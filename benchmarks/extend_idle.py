@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -166,7 +167,7 @@ def idle(disks: int, seconds: float) -> dict[str, float]:
         before, switches = cpu(), switched()
         time.sleep(seconds)
         asleep, woken = cpu() - before, switched() - switches
-        scanned, calls = [], 0
+        scanned = []
         looking = thin._looking
         looking._look_at_all()
         for _ in range(SCANS):
@@ -177,8 +178,9 @@ def idle(disks: int, seconds: float) -> dict[str, float]:
         if any(each.state != td.ARMED for each in tools.board.all()):
             raise SystemExit("a disk that nobody writes to is not armed any more")
         return {
-            "asleep": asleep, "seconds": seconds, "switches": woken, "scan": sorted(scanned)[len(scanned) // 2],
-            "interval": tools.settings.scan_interval, "scan_calls": calls,
+            "asleep": asleep, "seconds": seconds, "switches": woken,
+            "scan": statistics.median(scanned), "interval": tools.settings.scan_interval,
+            "scan_calls": calls,
         }  # fmt: skip
     finally:
         shutil.rmtree(directory)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """For extend.py: logical volumes as devices of the kernel, where that has no device-mapper.
 
-A loop device on the LUN, from one byte to another, is what a linear target of device-mapper is: the
-kernel alone moves the data, and a new size is one ioctl.  It can have one piece only, so volumes
-must lie, and grow, in one piece.  (The stand-in of functional/ can have any, but its data go through
-an interpreter: there one cannot write at full speed, and sanlock would wait for who does.)
+A loop device on the LUN, from one byte to another, is what a linear target of device-mapper is:
+the kernel alone moves the data, and a new size is one ioctl.  It can have one piece only, so
+volumes must lie, and grow, in one piece.  (The stand-in of functional/ can have any, but its data
+go through an interpreter: nothing can write at full speed there, and sanlock waits for who does.)
 """
 
 from __future__ import annotations
