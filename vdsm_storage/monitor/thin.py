@@ -95,6 +95,7 @@ class Thin:
         if not each.paused:
             each.paused = True
             each.pauses += 1
+            each.saw(self._tools.clock.monotonic(), each.size)
             log.warning("VM %s pauses: disk %s has no space left", vm, each.name)
             self._tools.note(each, th.PAUSED)
         self._extending.want(each)

@@ -2,14 +2,14 @@
 """A guest that would be out of space before its volume has grown is slowed, not stopped.
 
 At the beginning of an extension, when what is free would not last as long as extensions may take.
-While one takes longer than that it is looked again, and what is free then must last for as long
-again as it took so far, and until the next look: the guest has always some room left, and writes
-ever slower.  One that failed is tried again in a while, and may fail again: it must last for
-several of these.
+While one is under way it is looked again, and what is free then must last for as long as it may
+take yet (`watermark.expected`): the guest has always some room left, and writes ever slower.  One
+that failed is tried again in a while, and may fail again: it must last for several of these.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from vdsm_storage.monitor.crew import Crew
 from vdsm_storage.monitor.thin_drive import Watched
 from vdsm_storage.monitor.thin_history import RELEASED, THROTTLED
 from vdsm_storage.monitor.thin_tools import ThinTools
-from vdsm_storage.monitor.watermark import brake
+from vdsm_storage.monitor.watermark import brake, expected
 
 WORKERS: Final = 8
-SOONEST: Final = 0.25  # seconds until it is looked whether an extension is still under way
-RETRIES: Final = 4  # attempts that may fail before a guest is out of space
+SOONEST: Final = 0.1  # seconds until it is looked whether an extension is still under way
 SHARE: Final = 0.5  # of the time that it took so far, until it is looked again
+RETRIES: Final = 4  # attempts that may fail before a guest is out of space
+READ: Final = 10.0  # seconds that a look may wait for its thread
 
 log = logging.getLogger("thin")
 
 
 @dataclass(frozen=True, slots=True)
 class _Slow:
-    """What a drive has free must last for so many seconds.  `measure`: more was written since."""
+    """What a drive has free must last for so many seconds."""
 
     each: Watched
     seconds: float
-    measure: bool
 
 
 class Brake:
@@ -58,19 +58,19 @@ class Brake:
         if not self._on or not drives:
             return
         tools = self._tools
-        now = tools.clock.monotonic()
         for each in drives:
-            seconds = tools.tail(each.volume.domain)
-            if self._rate(each, seconds) is not None:  # seldom; the others cost nothing
-                self._crew.put(_Slow(each, seconds, measure=False))
-        self._look_later(drives, now)
+            self._slow(each, tools.tail(each.volume.domain))
+        self._look_later(drives, tools.clock.monotonic())
 
     def failed(self, each: Watched, delay: float) -> None:
         """It could not be extended, and is tried again after `delay` seconds.  Returns at once."""
         if self._on:
             elapsed = self._tools.clock.monotonic() - each.started
-            seconds = elapsed + self._tools.tail(each.volume.domain) + RETRIES * delay
-            self._crew.put(_Slow(each, seconds, measure=True))
+            self._slow(each, elapsed + self._tools.tail(each.volume.domain) + RETRIES * delay)
+
+    def _slow(self, each: Watched, seconds: float) -> None:
+        if self._rate(each, seconds) is not None:
+            self._crew.put(_Slow(each, seconds))
 
     def _rate(self, each: Watched, seconds: float) -> int | None:
         """What it may write a second; None for as much as it does, or may already."""
@@ -80,30 +80,41 @@ class Brake:
             return None
         return rate
 
+    # -- while it takes long -----------------------------------------------------------------
+
     def _look_later(self, drives: Sequence[Watched], since: float) -> None:
-        self._tools.alarms.after(self._pause(since), lambda: self._look_again(drives, since))
+        tools = self._tools
+        pause = max(SOONEST, (tools.clock.monotonic() - since) * SHARE)
 
-    def _pause(self, since: float) -> float:
-        """Seconds until it is looked again."""
-        return max(SOONEST, (self._tools.clock.monotonic() - since) * SHARE)
+        def look() -> None:
+            late = [d for d in drives if d.started and d.started <= since and not d.paused]
+            if late:
+                work = functools.partial(self._look_again, late, since)
+                tools.lanes.submit("thin late", work, READ)
 
-    def _look_again(self, drives: Sequence[Watched], since: float) -> None:
-        late = [each for each in drives if each.started and each.started <= since]
-        if not late:
-            return
-        elapsed = self._tools.clock.monotonic() - since
+        tools.alarms.after(pause, look)
+
+    def _look_again(self, late: Sequence[Watched], since: float) -> None:
+        """What they have written meanwhile: one call for all.  A QEMU that hangs writes nothing."""
+        tools = self._tools
+        try:
+            vms = sorted({each.vm for each in late if tools.board.has(each)})
+            extents = tools.libvirt.extents(vms) if vms else {}
+        except (AgentError, VmError) as error:
+            log.info("What guests wrote meanwhile is not known: %s", error)
+            extents = {}
+        now = tools.clock.monotonic()
         for each in late:
-            seconds = max(elapsed, self._tools.tail(each.volume.domain)) + self._pause(since)
-            self._crew.put(_Slow(each, seconds, measure=True))
+            extent = extents.get(each.vm, {}).get(each.name)
+            if extent is not None and each.started:
+                each.saw(now, extent.allocation)
+            self._slow(each, expected(tools.tail(each.volume.domain), now - since))
         self._look_later(late, since)
 
     def _lower(self, work: list[_Slow]) -> None:
         (slow,) = work
         each, tools = slow.each, self._tools
         try:
-            if slow.measure:
-                allocation, _size = tools.libvirt.written(each.vm, each.name)
-                each.saw(tools.clock.monotonic(), allocation)
             rate = self._rate(each, slow.seconds)
             if rate is None or not each.started or each.paused:
                 return

@@ -135,7 +135,8 @@ class Extending:
             each.due = now
         each.last_latency = now - since
         each.max_latency = max(each.max_latency, each.last_latency)
-        tools.latencies[each.volume.domain].add(each.last_latency)
+        if each.state != td.FULL:  # then it is not the storage that took so long
+            tools.latencies[each.volume.domain].add(each.last_latency)
         each.extends += 1
         each.failures, each.error = 0, ""
         tools.note(each, th.EXTENDED)
