@@ -155,7 +155,11 @@ def shared(directory: Path) -> Iterator[Path]:
     mount("mount", "--bind", str(directory))  # on itself
     mount("mount", "--make-shared")
     yield directory
-    mount("umount")
+    try:
+        mount("umount")
+    except subprocess.CalledProcessError:  # something is mounted below it
+        mount("umount", "--lazy", "--recursive")
+        raise
 
 
 def listed(lab: VmLab, vm: str) -> str:

@@ -46,10 +46,15 @@ def let_go(two: Two) -> Iterator[None]:
         lab.wait(lambda lab=lab: usages(lab) == {}, "the secrets to go")
 
 
-@pytest.fixture(scope="module")
-def counts(two: Two) -> Machine:
-    """For those that stay; ended by the last test."""
-    return two.writer("stays")
+@pytest.fixture
+def counts(two: Two) -> Iterator[Machine]:
+    """For those that stay: afterwards it moves, and has told and written every number."""
+    machine = two.writer("stays")
+    yield machine
+    two.ask(machine)
+    two.has_moved(machine)
+    two.end(machine, two.second)
+    two.console("stays").unlink()
 
 
 def announce(lab: VmLab, wanted: Plan, limit: int = 0, text: str = "", **more: Any) -> Any:
@@ -245,10 +250,3 @@ def test_what_cannot_come(two: Two, counts: Machine) -> None:
         4, "VM.migrationCreate", vmID=counts.id, incomingLimit=0,
         params={"vmId": counts.id, "status": "Up", "xml": xml(two.first, counts.guest.plan)},
     )  # fmt: skip
-
-
-def test_at_last_it_moves(two: Two, counts: Machine) -> None:
-    """After all that."""
-    two.ask(counts)
-    two.has_moved(counts)
-    two.end(counts, two.second)

@@ -203,13 +203,13 @@ def test_destination_is_told_to_destroy_it(two: Two, slow: Machine) -> None:
 def test_agent_is_stopped_in_the_middle(two: Two, slow: Machine) -> None:
     """In order: the VM moves on, and the next agent is told the end."""
     here = two.first
-    begin(two, slow, bandwidth=6)
+    begin(two, slow, bandwidth=4)
     here.world.client.close()
     assert here.agent.stop() == ""
     here.agent.start()
     here.world.reconnect()
     here.wait_libvirt()
-    assert listed(here, slow.id) == "Migration Source"
+    assert listed(here, slow.id) in ("Migration Source", "Down")  # it may be there already
     for server in here.world.places.values():
         here.world.connect_server(server)
     here.world.connect_pool()
