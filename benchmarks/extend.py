@@ -23,7 +23,8 @@ Without device-mapper the volumes are loop devices on the LUN (extend_maps.py). 
 in `--lun`, by default in memory: the machine's disk has other work than ours, and its queue is not
 what is measured.
 
-    benchmarks/extend.py [--quick] [--volumes 10,350] [--disks 1,50] [--json FILE] [-v]
+    benchmarks/extend.py [--quick] [--volumes 10,350] [--disks 1,50]
+                         [--parts grow,headroom,idle] [--json FILE] [-v]
 
 Needs root, and some minutes.
 """
@@ -35,6 +36,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -71,11 +73,12 @@ from vdsm_storage.lvm.activation import Activation, DeviceMapper
 KIB = 1024
 VOLUMES = (10, 350, 1000, 3000)
 DISKS = (1, 50, 500)
+PARTS = ("grow", "headroom", "idle")
 PUBLISHED = 1.39  # seconds that an extension takes at most where VDSM's documentation measured it
 FIFTH = 0.2
-CHUNK = 512 * MIB  # of the fixed policy
+CHUNK = 512 * MIB  # of the writers' disks
 MEMORY = Path("/dev/shm")
-STEPS = 4  # of the bisection
+STEPS = 3  # of the bisection
 AGAIN = 2  # times that what was found must hold once more
 
 
@@ -87,10 +90,11 @@ class Effort:
     disks: Sequence[int]
     rounds: int = 40  # of one disk
     storms: int = 4
-    written: int = 8 * GIB  # by a writer
+    written: int = 4 * GIB  # by a writer
     steps: int = STEPS  # 0: no search, one trial
     idle: tuple[int, float] = (1000, 60.0)  # disks, seconds
     watched: int = 10_000
+    parts: Sequence[str] = PARTS
 
     @property
     def writing(self) -> int:
@@ -98,8 +102,9 @@ class Effort:
         return min(self.volumes, key=lambda count: abs(count - 350))
 
 
-def quick(volumes: Sequence[int], disks: Sequence[int]) -> Effort:
-    return Effort(volumes, disks, 3, 1, GIB, 0, (100, 1.0), 1000)
+QUICK: dict[str, Any] = {
+    "rounds": 3, "storms": 1, "written": GIB, "steps": 0, "idle": (100, 1.0), "watched": 1000
+}  # fmt: skip
 
 
 @dataclass
@@ -212,8 +217,9 @@ class Headroom:
 
     @staticmethod
     def adaptive(size: int) -> dict[str, int]:
-        """As by default, but for what an idle disk has; see monitor/watermark.py on chunk_min."""
-        return {"headroom_min": size, "chunk_min": max(size, 256 * MIB)}
+        """As by default, but for what an idle disk has (monitor/watermark.py says why chunk_min is
+        no less), and extended as often as the fixed one."""
+        return {"headroom_min": size, "chunk_min": max(size, 256 * MIB), "chunk_max": CHUNK}
 
     def search(self, policy: Any, steps: int) -> Trial | None:
         """From a fifth of what VDSM needs up or down; None if even all of that is too little."""
@@ -347,23 +353,31 @@ def subject_in(directory: Path, lun: Path, libvirtd: Libvirtd) -> Iterator[Subje
 
 
 def measure(report: Report, effort: Effort, directory: Path, lun: Path) -> None:
-    resting = extend_idle.begin("idle", *effort.idle)
+    with contextlib.ExitStack() as stack:
+        resting = None
+        if "idle" in effort.parts:  # it rests while the others are at work
+            resting = stack.enter_context(extend_idle.begin("idle", *effort.idle))
+            stack.callback(resting.kill)
+        if effort.parts != ["idle"]:
+            guests(report, effort, directory, lun)
+        if resting is not None:
+            idle(report, extend_idle.result(resting), effort.idle[0])
+            memory(report, effort)
+
+
+def guests(report: Report, effort: Effort, directory: Path, lun: Path) -> None:
+    libvirtd = Libvirtd(directory / "v")
+    libvirtd.start()
     try:
-        libvirtd = Libvirtd(directory / "v")
-        libvirtd.start()
         EventLoop()
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # inherited by the agent, and by lvm bare
-        try:
-            with subject_in(directory, lun, libvirtd) as subject:
+        with subject_in(directory, lun, libvirtd) as subject:
+            if "grow" in effort.parts:
                 grow(report, subject, libvirtd, effort)
+            if "headroom" in effort.parts:
                 headroom(report, subject, directory, effort)
-        finally:
-            libvirtd.stop()
-        idle(report, extend_idle.result(resting), effort.idle[0])
     finally:
-        resting.kill()
-        resting.wait()
-    memory(report, effort)
+        libvirtd.stop()
 
 
 def show_times(found: Sequence[Times]) -> None:
@@ -382,6 +396,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="little of everything")
     parser.add_argument("--volumes", type=numbers, help="in the group; by default 10 to 3000")
     parser.add_argument("--disks", type=numbers, help="at once; by default 1, 50 and 500")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS)
     parser.add_argument("--lun", type=Path, help="directory of the LUN; by default in memory")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("-v", action="store_true")
@@ -390,11 +405,12 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     libvirt.registerErrorHandler(lambda *_: None, None)  # they are raised as well
-    make = quick if options.quick else Effort
-    effort = make(
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and clean up
+    effort = Effort(
         options.volumes or ((10, 60) if options.quick else VOLUMES),
         options.disks or ((1, 50) if options.quick else DISKS),
-    )
+        parts=list(options.parts), **(QUICK if options.quick else {}),
+    )  # fmt: skip
     report, began = Report(), time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="vb", dir=os.environ.get("TMPDIR", "/var/tmp")))
     directory.chmod(0o755)
