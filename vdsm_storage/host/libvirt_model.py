@@ -78,6 +78,7 @@ class Change(enum.Enum):
     PAUSED = "paused"
     RESUMED = "resumed"
     DEVICES = "devices"  # its XML is not what it was
+    LIMITS = "limits"  # the same, but its devices are
     IO_ERROR = "io error"
     REBOOTED = "rebooted"  # its guest began anew
     AGENT = "agent"  # its agent connected or went away

@@ -280,6 +280,9 @@ class LibvirtVms:
         def devices(domain: Any, *_facts: Any) -> None:
             callback(VmEvent(domain.UUIDString(), Change.DEVICES))
 
+        def limits(domain: Any, *_facts: Any) -> None:
+            callback(VmEvent(domain.UUIDString(), Change.LIMITS))
+
         def io_error(domain: Any, path: str, alias: str, _action: int, reason: str) -> None:
             facts = {"path": path, "alias": alias, "reason": reason}
             callback(VmEvent(domain.UUIDString(), Change.IO_ERROR, facts))
@@ -295,6 +298,7 @@ class LibvirtVms:
         on(libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error)
         on(libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent)
         on(libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, rebooted)
+        on(libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE, limits)
         for event in (
             libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
             libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
@@ -302,7 +306,6 @@ class LibvirtVms:
             libvirt.VIR_DOMAIN_EVENT_ID_TRAY_CHANGE,
             libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
             libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
-            libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE,
         ):
             on(event, devices)
         self._libvirt.when_connected(self._patience.clear)  # it may be another daemon

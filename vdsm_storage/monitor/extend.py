@@ -69,32 +69,36 @@ class Extender:
         """
         deadline = Deadline(self._clock, timeout)
         domain = self._domain(sd_id)
+        brief = BRIEF
         while True:
             known = self._managers.get(sd_id)
             if known is None or self._holder(domain) != known:
                 self._managers.pop(sd_id, None)
                 try:
-                    return self._try_here(domain, wanted, deadline)
+                    return self._try_here(domain, wanted, min(brief, deadline.left()))
                 except SpmStatusError as error:
                     log.info("%s: asking the manager: %s", domain.id, error)
             answers = self._ask_all(domain, wanted, deadline)
             silent = [a for a in answers.values() if isinstance(a, ExtendNotAnswered)]
             if silent:
+                # None, but hosts whose storage is slow, one after the other: it takes patience to
+                # be one of them.
                 self._managers.pop(sd_id, None)
+                brief *= 2
             if not silent or deadline.passed():
                 return answers
 
     def _try_here(
-        self, domain: BlockDomain, wanted: Mapping[str, int], deadline: Deadline
+        self, domain: BlockDomain, wanted: Mapping[str, int], brief: float
     ) -> Outcomes:
-        """Raises SpmStatusError; who kept us from it all the time is the manager."""
+        """Raises SpmStatusError; who kept us from it for `brief` seconds is the manager."""
         try:
             with domain.lock.held(0.0):
                 return domain.store.grow_many(wanted)
         except SpmStatusError:
             holder = self._holder(domain)
         try:
-            with domain.lock.held(min(BRIEF, deadline.left())):
+            with domain.lock.held(brief):
                 return domain.store.grow_many(wanted)
         except SpmStatusError:
             if holder is not None and self._holder(domain) == holder:
