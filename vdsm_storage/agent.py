@@ -56,7 +56,8 @@ from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.lvm.command import Lvm
 from vdsm_storage.lvm.groups import Groups
 from vdsm_storage.lvm.launcher import Launcher
-from vdsm_storage.monitor.extend import Extender
+from vdsm_storage.monitor.direct import managers
+from vdsm_storage.monitor.extend import Ask, Extender
 from vdsm_storage.monitor.health import Health
 from vdsm_storage.monitor.poller import Poller
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
@@ -74,12 +75,8 @@ from vdsm_storage.rpc.peer import Peers
 from vdsm_storage.schema.loader import Schema
 from vdsm_storage.schema.normalise import Checker
 from vdsm_storage.schema.openrpc import Discovery
-from vdsm_storage.secrets.key import KeySource
+from vdsm_storage.secrets.build import registry_of
 from vdsm_storage.secrets.libvirt_keyring import LibvirtKeyring
-from vdsm_storage.secrets.registry import Registry
-from vdsm_storage.secrets.sealing import SealProcess
-from vdsm_storage.secrets.store import Forgetful
-from vdsm_storage.secrets.store import Store as SecretStore
 from vdsm_storage.verbs.context import Context, Services
 from vdsm_storage.verbs.tables import BUILT, VERBS
 from vdsm_storage.vms.disks import DiskBase, VmDisks
@@ -123,10 +120,9 @@ class Agent:
         self._recovery: asyncio.Task[None] | None = None
         self._make_authority = dev and config.tls.enabled
         lost = os.path.join(config.paths.run, "lost")
-        sanlock = Sanlock(config.paths.sanlock_run, config.sanlock.io_timeout, lost)
-        self._daemon = (
-            SanlockDaemon(config.paths.sanlock_run, config.sanlock.io_timeout) if dev else None
-        )
+        where = config.paths.sanlock_run, config.sanlock.io_timeout
+        sanlock = Sanlock(*where, lost)
+        self._daemon = SanlockDaemon(*where) if dev else None
         self._lockspaces = Lockspaces(sanlock, clock)
         self._leases = Leases(sanlock, clock)
         journal = Journal(os.path.join(config.paths.state, "journal"))
@@ -135,9 +131,12 @@ class Agent:
         self._discovery = Discovery(BUILT, VERSION)
         self._event_loop = EventLoop()
         self._libvirt = Libvirt(config.libvirt, self._event_loop, clock)
-        self._secrets = self._secret_registry()
+        self._secrets = registry_of(
+            config, LibvirtKeyring(self._libvirt), Locks(clock), boot_id(), crash.reach, os.environ
+        )
         self._settler = Poller("secrets", clock, self._settle_secrets)
         self._libvirt.when_connected(self._settler.wake)
+        self._peers = Peers(lambda: tls.peer_context(config))
         self._services = self._build()
 
     def _build(self) -> Services:
@@ -149,11 +148,11 @@ class Agent:
         block = self._block_tools()
         storage = DomainServices(Base(config, clock, lanes, locks, runner, leasing, block))
         registry, find = storage.registry, storage.registry.find_store
-        changed, usable = self._domain_changed, self._domain_usable
-        health = Health(registry, lanes, clock, limits.monitor_interval, changed, usable)
-        # The manager's mailbox extends volumes; whoever extends them may have to ask by mailbox.
+        told = self._domain_changed, self._domain_usable
+        health = Health(registry, lanes, clock, limits.monitor_interval, *told)
+        # A manager's mailbox extends volumes, and who extends them may have to ask by mailbox.
         mailbox = PoolMailbox(storage.pools, lanes, clock, lambda *it: extender.serve(*it))
-        extender = Extender(registry, mailbox.ask, limits.lock_timeout, clock)
+        extender = Extender(registry, mailbox.ask, timeout, clock, self._managers())
         storage.spm.watch(mailbox)
         storage.watch(health, self._recover, mailbox.close)
         volumes = Volumes(find, qemu_img, self._leases, locks, config, runner, self._encryption())
@@ -169,8 +168,8 @@ class Agent:
         self._streams = ImageStreams(find, runner, locks, timeout)
         disks = self._vm_disks(vms, volumes, images, storage, guard, leases, extender)
         self._thin = self._thin_provisioning(vms, disks, registry, extender)
-        external = ExternalCopying(guard, qemu_img, leases)
-        for part in (storage, volumes, data, external, leases, self._streams, vms, disks):
+        parts = (storage, volumes, data, leases, self._streams, vms, disks)
+        for part in (*parts, ExternalCopying(guard, qemu_img, leases)):
             runner.add_kinds(part.kinds(), dataclasses.asdict(config.bandwidth))
         return Services(
             config=config,
@@ -188,6 +187,7 @@ class Agent:
             vms=vms,
             disks=disks,
             thin=self._thin.view,
+            extender=extender,
         )
 
     def _host_facts(self, health: Health, block: BlockTools, vms: VmServices) -> HostFacts:
@@ -239,20 +239,14 @@ class Agent:
         def prepare(domain: str, image: str, volume: str) -> str:
             return images.prepare(domain, image, volume)["path"]
 
-        vms = LibvirtBlockJobs(self._libvirt)
-        publish, runner = self._broker.publish_event, self._runner
-        peers = Peers(lambda: tls.peer_context(self._config))
-        below = VmBase(self._config, self._clock, self._lanes, vms, publish, runner, peers.call)
+        below = VmBase(
+            self._config, self._clock, self._lanes, LibvirtBlockJobs(self._libvirt),
+            self._broker.publish_event, self._runner, self._peers.call,
+        )  # fmt: skip
         return VmServices(below, shop, prepare, merging)
 
-    def _secret_registry(self) -> Registry:
-        paths = self._config.paths
-        path = os.path.join(paths.state, "secrets")
-        key = KeySource(paths.secrets_key, os.environ.get("CREDENTIALS_DIRECTORY"))
-        store = SecretStore(path, key, SealProcess(), boot_id())
-        kept = store if self._config.secrets.keep else Forgetful(path)
-        keyring = LibvirtKeyring(self._libvirt)
-        return Registry(keyring, kept, Locks(self._clock), self._crash.reach)
+    def _managers(self) -> Mapping[int, Ask]:
+        return managers(self._config.thin.managers, self._peers.call)
 
     def _encryption(self) -> Encryption:
         directory = os.path.join(self._config.paths.run, "luks")

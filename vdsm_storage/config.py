@@ -206,6 +206,9 @@ class Thin:
     throttle_floor: int = 1024 * 1024
     # Seconds between two looks for what no event told.
     scan_interval: float = 300.0
+    # Agents of hosts that may be the pool's manager, "HOST ID=ADDRESS, ...": they are asked for
+    # space directly; all others by the mailbox of the pool.
+    managers: str = ""
     # Seconds until a domain is full, at the present rate, from which on it is told.
     warn_seconds: float = 300.0
 

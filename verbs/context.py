@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vdsm_storage.jobs.hostjobs import Jobs
     from vdsm_storage.jobs.tasks import Tasks
     from vdsm_storage.leases.external import ExternalLeases
+    from vdsm_storage.monitor.extend import Extender
     from vdsm_storage.monitor.health import Health
     from vdsm_storage.secrets.registry import Registry
     from vdsm_storage.vms.disks import VmDisks
@@ -59,6 +60,7 @@ class Services:
     vms: VmServices
     disks: VmDisks
     thin: Thin
+    extender: Extender
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request

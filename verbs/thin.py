@@ -17,6 +17,6 @@ def with_thin(thin: Thin, row: dict[str, Any]) -> dict[str, Any]:
     if disks:
         for drive, watched in thin.stats(row["vmId"]).items():
             if drive in disks:
-                written = max(int(watched["allocation"]), int(disks[drive]["written"]))
+                written = max(int(watched["allocation"]), int(disks[drive].get("written", 0)))
                 disks[drive]["thin"] = {**watched, "allocation": str(written)}
     return row

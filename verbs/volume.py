@@ -197,11 +197,17 @@ def verify_untrusted(
     ctx.services.data.verify(VolumeRef(storagedomainID, imageID, volumeID))
 
 
+def extendStorage(ctx: Context, storagedomainID: str, volumeID: str, size: int) -> str:
+    """Bytes that it has then."""
+    return str(ctx.services.extender.extend_here(storagedomainID, volumeID, size))
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     "Volume.copy": Verb(copy, lane=DOMAIN),
     "Volume.create": Verb(create, lane=DOMAIN),
     "Volume.delete": Verb(delete, lane=DOMAIN),
     "Volume.extendSize": Verb(extendSize, lane=DOMAIN),
+    "Volume.extendStorage": Verb(extendStorage, lane=DOMAIN),
     "Volume.getInfo": Verb(getInfo, lane=DOMAIN),
     "Volume.getQemuImageInfo": Verb(getQemuImageInfo, lane=DOMAIN),
     "Volume.getSize": Verb(getSize, lane=DOMAIN),

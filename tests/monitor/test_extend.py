@@ -30,14 +30,17 @@ from vdsm_storage.base.uuids import BLANK, new_uuid
 from vdsm_storage.errors import (
     ExtendNotAnswered,
     ExtendRefused,
+    InvalidConfiguration,
     UnsupportedOnFileDomain,
     VolumeGroupSizeError,
 )
 from vdsm_storage.host.sanlock import Sanlock
 from vdsm_storage.images import metadata as md
 from vdsm_storage.images.create import NewVolumeRequest
+from vdsm_storage.monitor.direct import managers
 from vdsm_storage.monitor.extend import BRIEF, Extender
 from vdsm_storage.monitor.pool_mailbox import PoolMailbox
+from vdsm_storage.rpc.peer import Peers
 
 pytestmark = [pytest.mark.sanlock, pytest.mark.slow]
 
@@ -176,6 +179,41 @@ def test_many_at_once_by_the_manager(lab: Lab) -> None:
         assert all(future.result(60) >= 256 for future in asked)
     assert {lab.mib(volume) for _, volume in disks} == {384}
     lab.stop_spm()
+
+
+def test_the_manager_is_asked_directly(lab: Lab) -> None:
+    """Where its address is known; one that does not answer there is asked by the mailbox."""
+    mailbox: list[int] = []
+
+    def ask(domain: str, volume: str, size: int, timeout: float) -> int:
+        mailbox.append(size // MIB)
+        return lab.mailbox.ask(domain, volume, size, timeout)
+
+    def extender(address: str) -> Extender:
+        direct = managers(f"{lab.other.id} = {address}", Peers(lambda: None).call)
+        return Extender(lab.host.services.registry, ask, 10.0, SystemClock(), direct)
+
+    _, volume = lab.make()
+    port = (lab.other.agent.dir / "run" / "port").read_text().strip()
+    lab.start_spm()
+    try:
+        there, nobody = extender(f"127.0.0.1:{port}"), extender("127.0.0.1:1")
+        assert there.extend(lab.domain, volume, 256 * MIB, 20.0) == 256 * MIB
+        assert (lab.mib(volume), mailbox) == (256, [])
+        with pytest.raises(ExtendRefused):
+            there.extend(lab.domain, volume, 1024**2 * MIB, 20.0)
+        assert (lab.mib(volume), mailbox) == (256, [])
+        assert nobody.extend(lab.domain, volume, 384 * MIB, 20.0) == 384 * MIB
+        assert (lab.mib(volume), mailbox) == (384, [384])
+    finally:
+        lab.stop_spm()
+    assert there.extend(lab.domain, volume, 512 * MIB, 20.0) == 512 * MIB  # here
+
+
+@pytest.mark.parametrize("text", ["1", "one=host", "1=", "=host", "1=a, 2"])
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"\[thin\] managers"):
+        managers(text, Peers(lambda: None).call)
 
 
 def test_a_manager_that_hangs(lab: Lab) -> None:

@@ -61,6 +61,7 @@ OWN = {
 }
 OWN_VERBS = {
     "rpc.discover", "Host.setJobBandwidth", "VM.setReplicationBandwidth", "VM.getThinHistory",
+    "Volume.extendStorage",
 }  # fmt: skip
 RETURNS = {
     "Host.dumpxmls": "DomainXmlMap",  # a map, not a list of maps

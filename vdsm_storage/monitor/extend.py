@@ -18,6 +18,7 @@ from vdsm_storage.domains.registry import Registry
 from vdsm_storage.errors import (
     AgentError,
     ExtendNotAnswered,
+    NoConnectionToPeer,
     SpmStatusError,
     UnsupportedOnFileDomain,
     VolumeExtendingError,
@@ -34,16 +35,20 @@ AT_ONCE: Final = 32  # questions to a manager that wait for their answers
 Outcomes = Mapping[str, int | AgentError]  # by volume: its bytes, or why it has no more
 # ask(domain, volume, size in bytes, timeout in seconds) -> the size that the volume has now
 Ask = Callable[[str, str, int, float], int]
+NOBODY: Final[Mapping[int, Ask]] = {}
 
 
 class Extender:
-    """`ask` is the mailbox of the pool's manager; `lock_timeout` seconds."""
+    """`ask` is the mailbox of the pool's manager, `direct` the agents of hosts whose address is
+    known, by host id; `lock_timeout` seconds."""
 
     def __init__(
-        self, registry: Registry, ask: Ask, lock_timeout: float, clock: Clock
-    ) -> None:
+        self, registry: Registry, ask: Ask, lock_timeout: float, clock: Clock,
+        direct: Mapping[int, Ask] = NOBODY,
+    ) -> None:  # fmt: skip
         self._registry = registry
         self._ask = ask
+        self._direct = direct
         self._lock_timeout = lock_timeout
         self._clock = clock
         # By domain: who had the lock all the time while we waited for it, and so is a manager.
@@ -108,12 +113,18 @@ class Extender:
     def _ask_all(
         self, domain: BlockDomain, wanted: Mapping[str, int], deadline: Deadline
     ) -> Outcomes:
-        """By the mailbox, which carries many at once."""
+        """By its address if that is known, else by the mailbox, which carries many at once."""
+        manager = self._managers.get(domain.id)
+        direct = self._direct.get(manager.owners[0]) if manager is not None else None
 
         def ask(volume: str) -> int | AgentError:
-            size = wanted[volume]
+            size, timeout = wanted[volume], min(PATIENCE, deadline.left())
             try:
-                self._ask(domain.id, volume, size, min(PATIENCE, deadline.left()))
+                try:
+                    (direct or self._ask)(domain.id, volume, size, timeout)
+                except NoConnectionToPeer as error:
+                    log.warning("%s; by the mailbox", error)
+                    self._ask(domain.id, volume, size, timeout)
                 return self._seen_here(domain, volume, size)
             except AgentError as error:
                 return error

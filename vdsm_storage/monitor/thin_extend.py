@@ -15,7 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from vdsm_storage.errors import AgentError, VolumeDoesNotExist, VolumeGroupSizeError
+from vdsm_storage.errors import (
+    AgentError,
+    ExtendRefused,
+    VolumeDoesNotExist,
+    VolumeGroupSizeError,
+)
 from vdsm_storage.host.libvirt_model import IO_ERROR, PAUSED, VmError
 from vdsm_storage.monitor import thin_drive as td
 from vdsm_storage.monitor import thin_history as th
@@ -30,6 +35,7 @@ WORKERS: Final = 32  # VMs that are dealt with at once; threads are made when th
 DOMAINS: Final = 64  # domains that volumes are extended on at once
 EXTEND: Final = 60.0  # seconds for one attempt to extend
 FIRST_RETRY, LAST_RETRY = 0.25, 5.0  # seconds after a failure; twice as long after each further one
+NO_SPACE: Final = (VolumeGroupSizeError, ExtendRefused)  # the latter may mean something else
 SETTLE: Final = 0.1  # seconds until libvirt has been told that a guest has paused
 SETTLES: Final = 20  # times
 
@@ -103,7 +109,7 @@ class Extending:
                 each.state = td.EXTENDING
         self._mirrors.extend(wants)
         outcomes = self._try(wants)
-        short = [each for each, o in outcomes.items() if isinstance(o, VolumeGroupSizeError)]
+        short = [each for each, o in outcomes.items() if isinstance(o, NO_SPACE)]
         if short:
             # There is not as much for each of them; the least of it may do.
             least = {each: each.size + self._tools.policy.extent for each in short}
@@ -146,7 +152,7 @@ class Extending:
 
     def _failed(self, each: Watched, error: AgentError, since: float) -> None:
         each.error = str(error)
-        if isinstance(error, VolumeGroupSizeError):
+        if isinstance(error, NO_SPACE) and self.space.is_gone(each):
             self._full(each, since)
             return
         each.failures += 1

@@ -38,6 +38,13 @@ class Space:
 
     # -- waiting -----------------------------------------------------------------------------
 
+    def is_gone(self, each: Watched) -> bool:
+        """Whether the domain has not got an extent for it."""
+        try:
+            return self._tools.free(each.volume.domain) < self._tools.policy.extent
+        except AgentError:
+            return False
+
     def wait_for(self, each: Watched) -> None:
         """The domain has no extent left for it."""
         domain = each.volume.domain
