@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 
 SECTOR = 512
+TAIL = 64
 SLOTS = 2048  # sectors; the numbers go round
 
 
@@ -54,7 +55,12 @@ def serial_xml(path: Path) -> str:
 
 def told(path: Path) -> int:
     """The last number that is known to be written."""
-    lines = re.findall(rb"([0-9a-f]{8})\n", path.read_bytes()[-64:]) if path.exists() else []
+    return last(path.read_bytes()[-TAIL:]) if path.exists() else 0
+
+
+def last(text: bytes) -> int:
+    """The same, of the last TAIL bytes that the serial port has written."""
+    lines = re.findall(rb"([0-9a-f]{8})\n", text)
     return int(lines[-1], 16) if lines else 0
 
 
