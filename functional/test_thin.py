@@ -5,6 +5,8 @@ device-mapper."""
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +148,24 @@ def test_lvm_fails(lab: VmLab, vm: Machine) -> None:
         assert found["state"] in ("unarmed", "extending", "throttled")
     wait_thin(lab, vm, lambda one: int(one["extends"]) > 0, "the volume to grow")
     assert "error" not in check(lab, vm)
+
+
+def test_the_lease_hangs(lab: VmLab, vm: Machine) -> None:
+    """sanlock stands still for some seconds: the volume grows as soon as it goes on, and nothing
+    else waits for that."""
+    sanlock = int((lab.agent.dir / "sanlock" / "sanlock.pid").read_text())
+    os.kill(sanlock, signal.SIGSTOP)
+    try:
+        grow(vm, 0, 400 * MIB)
+        began = time.monotonic()
+        found = wait_thin(lab, vm, lambda one: int(one["events"]) > 0, "the event")
+        assert found["extends"] == "0"
+        assert vm.id in lab.call("Host.getVMList", onlyUUID=True)
+        assert time.monotonic() - began < 3
+    finally:
+        os.kill(sanlock, signal.SIGCONT)
+    wait_thin(lab, vm, lambda one: int(one["extends"]) > 0, "the volume to grow")
+    check(lab, vm)
 
 
 def test_snapshot_and_merge(lab: VmLab, vm: Machine) -> None:

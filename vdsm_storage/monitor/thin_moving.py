@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from vdsm_storage.base.uuids import BLANK
 from vdsm_storage.errors import AgentError
 from vdsm_storage.vms.drives import VolumePath
 from vdsm_storage.vms.migrations import Migrations
@@ -32,7 +33,7 @@ class Moving:
             return
         names = {
             "domainID": volume.domain, "imageID": volume.image, "volumeID": volume.volume,
-            "device": "disk", "poolID": "",
+            "device": "disk", "poolID": BLANK,
         }  # fmt: skip
         try:
             destination.call("VM.refresh_disk", {"vmID": vm, "drive": names}, REFRESH)
