@@ -87,6 +87,23 @@ def test_it_moves_and_comes_back(two: Two) -> None:
     two.end(machine, here)
 
 
+def test_one_after_the_other(two: Two) -> None:
+    """An engine's limit of VMs that leave a host at a time."""
+    here, there = two.both
+    machines = [two.writer(name) for name in ("goes-first", "goes-second")]
+    for machine in machines:
+        two.ask(machine, outgoingLimit=1)
+    assert [listed(here, machine.id) for machine in machines] == ["Migration Source"] * 2
+    first, second = (machine.id for machine in machines)
+    known: dict[str, str] = {}
+    while known.get(first) != "Up":
+        known = {vm["vmId"]: vm["status"] for vm in there.call("Host.getVMList")}
+        assert known.get(first) == "Up" or second not in known
+    for machine in machines:
+        two.has_moved(machine)
+        two.end(machine, there)
+
+
 def test_secrets_are_there_before_it(two: Two) -> None:
     """QEMU there opens an encrypted disk with the secret that came with VM.create here."""
     here, there = two.both

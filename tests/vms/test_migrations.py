@@ -68,6 +68,19 @@ def test_status() -> None:
     assert migrations.status("vm").downtime == 0
 
 
+def test_turns() -> None:
+    migrations = Migrations(Asked())
+    for vm in ("one", "two", "three"):
+        migrations.begin(vm, "there")
+    assert [migrations.ahead(vm) for vm in ("one", "two", "three", "no")] == [0, 1, 2, 0]
+    migrations.sent("two", 50)
+    migrations.ended("one", None)
+    migrations.begin("one", "there")  # it is asked for anew, and is the last
+    assert [migrations.ahead(vm) for vm in ("one", "two", "three")] == [2, 0, 1]
+    asked = migrate_request.parse("vm", {"dst": "x:1", "outgoingLimit": 2}, ROUTES)
+    assert (asked.outgoing, asked.limit) == (2, 0)
+
+
 def test_old_ones_are_forgotten() -> None:
     migrations = Migrations(Asked())
     migrations.begin("goes", "there")

@@ -21,13 +21,14 @@ class Routes:
 
 @dataclass(frozen=True)
 class MigrateRequest:
-    """`peer` is the other agent, host:port; `limit` are the VMs that may arrive there at a time, 0
-    for no limit."""
+    """`peer` is the other agent, host:port; `limit` are the VMs that may arrive there at a time,
+    `outgoing` those that may leave from here, 0 for no limit."""
 
     vm: str
     peer: str
     way: Way
     limit: int = 0
+    outgoing: int = 0
     schedule: Mapping[str, Any] | None = None  # what to do when it does not come to an end
 
 
@@ -51,8 +52,11 @@ def parse(vm: str, params: Mapping[str, Any], routes: Routes) -> MigrateRequest:
         converge=bool(params.get("autoConverge")),
         abort_on_error=bool(params.get("abortOnError")),
     )
-    limit = int(params.get("incomingLimit") or 0)
-    return MigrateRequest(vm, peer, way, limit, params.get("convergenceSchedule"))
+    incoming, outgoing = (
+        int(params.get(key) or 0) for key in ("incomingLimit", "outgoingLimit")
+    )
+    schedule = params.get("convergenceSchedule")
+    return MigrateRequest(vm, peer, way, incoming, outgoing, schedule)
 
 
 def host_of(peer: str) -> str:

@@ -76,6 +76,12 @@ class Migrations:
         with self._lock:
             return sum(each.going for each in self._known.values())
 
+    def ahead(self, vm: str) -> int:
+        """How many of those that are on their way began before this one."""
+        with self._lock:
+            going = [other for other, each in self._known.items() if each.going]
+        return going.index(vm) if vm in going else 0
+
     def status(self, vm: str) -> Migration:
         """Of the last one of a VM.  Raises MigrationNotInProgress (81)."""
         found = self._known.get(vm)

@@ -46,7 +46,7 @@ from vdsm_storage.vms.migrations import Destination, Migrations
 
 MIGRATE: Final = "vm.migrate"
 BEGIN: Final = 600.0  # seconds that a migration may wait for its thread
-AT_ONCE: Final = 16
+AT_ONCE: Final = 200  # VMs; most of them wait for their turn
 PREPARE: Final = 160.0  # seconds for the other agent to make the images usable
 LET_GO: Final = 90.0  # seconds for it to let go of them
 LIMIT: Final = 82  # its answer when too many VMs arrive there
@@ -153,7 +153,8 @@ class Outgoing:
                 kind=MIGRATE,
                 params={
                     "vm": asked.vm, "peer": asked.peer, "limit": asked.limit, "adopted": adopted,
-                    "way": asdict(asked.way), "schedule": asked.schedule,
+                    "outgoing": asked.outgoing, "way": asdict(asked.way),
+                    "schedule": asked.schedule,
                 },
                 domains=[],
                 verb="VM.migrate",
@@ -173,6 +174,7 @@ class Outgoing:
         vm = str(op.params["vm"])
         self._going[vm] = op
         with self._told(op, vm):
+            self._wait_turn(op, vm)
             told = self._packing.pack(vm)
             op.step("begun")
             answer = self._ask(op, told)
@@ -216,6 +218,12 @@ class Outgoing:
         finally:
             if error is not None:
                 self._errors[vm] = error
+
+    def _wait_turn(self, op: Operation, vm: str) -> None:
+        """Those that were asked for first go first.  Raises ActionStopped."""
+        while 0 < int(op.params["outgoing"]) <= self._migrations.ahead(vm):
+            self._tools.clock.wait(op.cancel.event, LATER)
+            op.check()
 
     def _ask(self, op: Operation, told: dict[str, Any]) -> Any:
         """The other agent gets ready; waits for its turn there.
