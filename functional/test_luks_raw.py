@@ -431,6 +431,5 @@ def test_the_agent_dies(world: World, kind: str) -> None:
             assert lab.task(verb, **request) == 0, point
         assert capacity(world, made) == size, point
         assert int(info(world, made)["apparentsize"]) == size + HEADER, point
-        with world.guest(made, raw=True) as guest:
-            assert guest.capacity == size, point
+        assert world.opens(made, KEY, raw=True), point
     check_sound(world, kind)
