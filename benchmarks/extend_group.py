@@ -29,6 +29,7 @@ from vdsm_storage.lvm.changes import ExtendLv
 
 PATIENCE = 60.0  # seconds until what was wanted must be there
 LOOK = 0.0002  # seconds between two looks at the devices of a few disks
+REST = 0.05  # seconds
 CONTROL = "bench.sock"
 SINGLES = 3
 # Extents from one volume to the next: what they may grow to.
@@ -229,6 +230,7 @@ class Subject:
         """Seconds that lvm takes for one extent more, and for the device to have it."""
         self._sizes[volume.name] += EXTENT
         argv = self._extend(volume)
+        time.sleep(REST)  # or lvm would pay for the CPU that we have just used
         took = wall(lambda: self.bench.lvm(*argv))
         took += wall(self._refresh(volume))
         if self.size(volume) != self._sizes[volume.name]:

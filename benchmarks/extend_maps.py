@@ -29,7 +29,7 @@ from vdsm_storage.lvm.activation import ActiveLv, GroupView
 from vdsm_storage.lvm.model import VolumeGroup
 
 PATIENCE = 1.0  # seconds that a device may still be open by a program that ends
-AT_ONCE = 32  # devices
+AT_ONCE = 100  # devices
 OFFSET, LIMIT, FLAGS, NAME = 3, 4, 8, 9  # in loops.INFO
 
 

@@ -8,6 +8,7 @@ enough; else areas from the lowest on, in the order of the group's physical volu
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ class Free:
 
         `after` is the last segment of the volume that grows.
         """
+        behind = self._take_behind(count, after)
+        if behind is not None:
+            return behind
         if count > self.extents:
             return None
         taken: list[Segment] = []
@@ -44,6 +48,21 @@ class Free:
             if done + taken[-1].count == count:
                 break
         return taken, Free(areas)
+
+    def _take_behind(self, count: int, after: Segment | None) -> tuple[list[Segment], Free] | None:
+        """Where the volume ends, if that is room enough: without a look at all free areas, which
+        are many where hundreds of volumes grow at once."""
+        if after is None:
+            return None
+        areas, begin = self.areas.get(after.pv, ()), after.pv_start + after.count
+        at = bisect.bisect_left(areas, (begin, 0))
+        if at == len(areas) or areas[at][0] != begin or areas[at][1] < count:
+            return None
+        left = areas[at][1] - count
+        rest = ((begin + count, left),) if left else ()
+        return [Segment(0, count, after.pv, begin)], Free(
+            {**self.areas, after.pv: (*areas[:at], *rest, *areas[at + 1 :])}
+        )
 
     def give(self, segments: Iterable[Segment]) -> Free:
         """With the extents of `segments`; those on volumes not allocated from are left out."""

@@ -19,6 +19,7 @@ from vdsm_storage.errors import (
     UnexpectedVolumeGroupMetadata,
     VolumeGroupSizeError,
 )
+from vdsm_storage.lvm.allocation import free_areas
 from vdsm_storage.lvm.changes import (
     Change,
     CreateLv,
@@ -65,6 +66,19 @@ def test_a_volume_grows_where_it_ends_and_elsewhere_when_it_must() -> None:
     plan = plan_of(group, [ExtendLv("a", 7 * MIB)], [ExtendLv("a", 12 * MIB)])
     assert places(plan.after.lvs["a"]) == [("pv0", 0, 8), ("pv1", 0, 4)]
     assert [s.start for s in plan.after.lvs["a"].segments] == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("size", "left"), [(7, ((7, 1), (20, 80))), (8, ((20, 80),)), (9, ((21, 79),))]
+)
+def test_what_is_left_when_a_volume_grows(size: int, left: tuple[tuple[int, int], ...]) -> None:
+    """By a part of the space where it ends, by all of it, by more."""
+    group = group_of(volume("a", ("pv0", 0, 5)), volume("b", ("pv0", 8, 12)))
+    plan = plan_of(group, [ExtendLv("a", size * MIB)])
+    free = free_areas(plan.after)
+    assert free is not None
+    assert free.areas["pv0"] == left
+    assert sum(s.count for s in plan.after.lvs["a"].segments) == size
 
 
 def test_space_that_becomes_free_is_used_by_who_comes_later() -> None:
