@@ -143,7 +143,7 @@ def test_storage_becomes_slow(vm: Onward, layer: Layer) -> None:
         vm.lab.wait(lambda: vm.number("throttle") > 0, "the guest to be slowed", 120)
         slowed = vm.thin()
         assert slowed["state"] == "throttled"
-        assert vm.limits()["write_bytes_sec"] == int(slowed["throttle"])
+        assert 0 < vm.limits()["write_bytes_sec"] <= int(slowed["throttle"])  # ever slower
         assert vm.limits()["write_iops_sec"] == PACE
         vm.writes()
     finally:
