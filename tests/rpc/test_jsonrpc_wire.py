@@ -282,5 +282,7 @@ def test_a_dead_client_s_requests_are_still_done(wire: Wire) -> None:
     time.sleep(0.05)
     with wire.peer() as other:
         other.connect()
+        other.request(rpc("No.such", number="first"))
+        assert other.reply()["id"] == "first"  # it listens
         wire.probe.gate.set()
         assert other.reply()["id"] == "orphan"
