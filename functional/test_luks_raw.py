@@ -301,8 +301,11 @@ def test_a_disk_moves(world: World) -> None:
 
         wait_for(pivoted, "the copy")
         guest.io("read -P 0xa5 0 2M")
-    link = lab.agent.dir / "run" / "storage" / there.domain / there.image
-    wait_for(lambda: not link.exists(), "what the guest had to be let go")
+    standin = lab.agent.standin
+    assert standin is not None
+    wait_for(
+        lambda: there.volume not in standin.active(there.domain), "what the guest had to be let go"
+    )
     with world.guest(there, raw=True) as guest:
         guest.io("read -P 0xa5 0 2M")
     assert PATTERN not in first_bytes(world, there)
