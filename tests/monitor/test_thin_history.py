@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vdsm_storage.base.clock import SystemClock
 from vdsm_storage.monitor import thin_history
+from vdsm_storage.monitor.thin_drive import Board
 from vdsm_storage.monitor.thin_history import KINDS, LARGEST, History, Point
 from vdsm_storage.monitor.thin_view import ThinView
 from vdsm_storage.schema.loader import Schema
@@ -323,7 +325,7 @@ def test_as_the_schema_has_it(tmp_path: Path) -> None:
     for number, what in enumerate(KINDS):
         history.note(VM, "vda", point(number, what))
     history.note(VM, "vdb", point(1))
-    view = ThinView(history)
+    view = ThinView(history, Board(), SystemClock(), lambda domain: None)
     check = compile_reply(schema, schema.verb("VM.getThinHistory"))
     problems: list[str] = []
     assert check is not None
