@@ -311,7 +311,9 @@ def test_recorded_writer_with_recorded_extensions() -> None:
     assert found.mean_free < static.mean_free / 2
 
 
-@pytest.mark.parametrize("latency", [exactly(0.5), exactly(1.0), VDSM_LATENCY], ids=str)
+@pytest.mark.parametrize(
+    "latency", [exactly(0.5), exactly(1.0), VDSM_LATENCY], ids=["half", "one", "VDSM"]
+)
 def test_recorded_writer_is_never_paused_with_the_brake(latency: Latency) -> None:
     found = simulate(Setup(latency, braked=True), recorded_writer(WRITER))
     assert found.pauses == 0
