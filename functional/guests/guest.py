@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import re
 import socket
 import time
@@ -24,8 +25,10 @@ import libvirt_qemu
 from functional.guests.libvirtd import Libvirtd
 from functional.guests.ram import Boot
 
-BOOT = 120.0  # seconds; five on a quiet machine
-COMMAND = 60.0
+# In a guest of the laboratory all is emulated twice.
+_SLOWER = 10.0 if os.environ.get("VDSM_STORAGE_LAB_GUEST") else 1.0
+BOOT = 120.0 * _SLOWER  # seconds; five on a quiet machine
+COMMAND = 60.0 * _SLOWER
 AGENT_PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
 AGENT = f"-m virtio-serial -p {AGENT_PORT} -t /run -f /run/qemu-ga.pid"
 NOTICE = 1.0  # in which a guest sees that somebody listens

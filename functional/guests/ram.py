@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from functional.lab import initrd
 from functional.lab.image import cache, image
 
 HERE = Path(__file__).parent
+LEFT = "VDSM_STORAGE_TINY_GUEST"  # where a host of the laboratory left what tiny guests boot
 AGENT = Path("/usr/sbin/qemu-ga")
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 FOLDERS = (
@@ -33,7 +35,11 @@ class Boot:
 
 
 def boot() -> Boot:
-    """Both files; the laboratory's image is made first if it is not there."""
+    """Both files; the laboratory's image is made first if it is not there.  In a guest of the
+    laboratory they are those that its host left there (`leave`)."""
+    left = os.environ.get(LEFT)
+    if left is not None:
+        return Boot(Path(left) / "kernel", Path(left) / "ram")
     made = image()
     root = made.kernel.parent
     files = {
@@ -55,6 +61,16 @@ def boot() -> Boot:
         new.rename(ram)
     os.utime(ram.parent)  # the laboratory removes what nobody uses
     return Boot(made.kernel, ram)
+
+
+def leave(directory: Path) -> dict[str, str]:
+    """Copies of both for a guest of the laboratory that sees `directory`; what its environment
+    must have."""
+    found = boot()
+    directory.mkdir(exist_ok=True)
+    for name, path in (("kernel", found.kernel), ("ram", found.ram)):
+        shutil.copyfile(path, directory / name)
+    return {LEFT: str(directory)}
 
 
 def _libraries() -> list[Path]:

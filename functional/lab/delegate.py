@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from functional.guests.ram import leave
 from functional.lab.channel import Command
 from functional.lab.errors import CommandTimeoutError, GuestGoneError, LabError
 from functional.lab.guest import Guest, Settings, guest, say
@@ -95,7 +96,8 @@ class Delegate:
         path = self._guest.directory / "reports"
         path.unlink(missing_ok=True)
         argv = (*PYTEST, *PLUGINS, f"{OPTION}={path}", *names)
-        self._run = _Run(self._guest.start(*argv), path)
+        tiny = leave(self._guest.directory / "tiny")
+        self._run = _Run(self._guest.start(*argv, env=tiny), path)
 
     def _wait(self, item: pytest.Item, run: _Run) -> Sequence[pytest.TestReport]:
         """The reports of its phases, when all are there."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A running VM whose disks are logical volumes of a real device-mapper.
 
-Its guest is a boot sector that writes and tells what it wrote: a system would need minutes to boot
-where emulation runs in emulation.  What needs a system in the guest, its agent above all, is tested
-without device-mapper (functional/test_vm_*.py).  The tests go on from each other.
+Its guest is a boot sector that writes and tells what it wrote: a system needs minutes to boot where
+emulation runs in emulation.  One that has a system, with an agent, boots for the last test; what
+needs that is tested at length without device-mapper (functional/test_vm_*.py).  The tests go on
+from each other.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from functional.merge_lab import (
 from functional.processes import AgentProcess
 from functional.vm_disks import SCSI, pdiv, plug, unplug
 from functional.vm_lab import Machine, VmDisk, VmLab
-from functional.vm_work import drive, end, path_of
+from functional.vm_work import drive, end, path_of, read_log
 from functional.world import COW, RAW, World, new_id
 
 pytestmark = [pytest.mark.dm, pytest.mark.vms, pytest.mark.timeout(900)]
@@ -140,7 +141,7 @@ def lab(loops: Loops, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VmLa
         settings = {
             "lvm__devices": "/dev/mapper/lun-*", "storage__lock_timeout": "20",
             "storage__monitor_interval": "2",
-            "libvirt__uri": libvirtd.uri, "libvirt__timeout": "60",
+            "libvirt__uri": libvirtd.uri, "libvirt__timeout": "60", "vms__freeze_timeout": "60",
         }  # fmt: skip
         agent = AgentProcess(directory / "agent", False, settings)
         stack.callback(lambda: stopped.append(agent.stop()))
@@ -260,3 +261,43 @@ def test_disk_is_added_grows_and_goes(lab: VmLab, vm: Running) -> None:
     lab.call("Image.teardown", **names)
     assert active(lab) == set(vm.disk.volumes)
     vm.goes_on()
+
+
+@pytest.mark.timeout(2400)
+def test_guest_with_a_system_and_an_agent(lab: VmLab) -> None:
+    """It freezes, is snapshotted, thaws, and is snapshotted by one call that does all of that: on
+    file systems that need no repair is all that was written before."""
+    disk = lab.disk(filled=True)
+    machine = lab.machine_of("system", [disk], boots=True)
+    machine.guest.wait_ready()
+
+    def write(first: int, last: int) -> None:
+        line = f"i={first}; while [ $i -le {last} ]; do echo $i; i=$((i+1)); done >>/mnt/vda/log"
+        machine.guest.run(f"{line}; sync")
+
+    def switch(**more: bool) -> str:
+        job, base = new_id(), disk.leaf
+        disk.volumes.append(lab.new_leaf(disk))
+        drives = [{
+            "domainID": lab.world.main, "imageID": disk.image, "baseVolumeID": base,
+            "volumeID": disk.leaf,
+        }]  # fmt: skip
+        lab.call("VM.snapshot", vmID=machine.id, snapDrives=drives, jobUUID=job, **more)
+        found = end(lab, job)
+        assert (found["status"], found["description"]) == ("done", f"Snapshot of VM {machine.id}")
+        return base
+
+    write(1, 20)
+    lab.call("VM.freeze", vmID=machine.id)
+    frozen = switch(frozen=True)
+    assert "freezeAge" in lab.stats(machine.id)
+    lab.call("VM.thaw", vmID=machine.id)
+    assert "freezeAge" not in lab.stats(machine.id)
+    write(21, 30)
+    by_itself = switch()
+    write(31, 32)
+    assert active(lab) >= set(disk.volumes)
+    for volume, lines in ((frozen, 20), (by_itself, 30)):
+        assert read_log(lab.agent.dir, path_of(lab, disk, volume)) == lines
+    machine.guest.destroy()
+    lab.call("Image.teardown", **lab.world.ids(disk.image, disk.leaf))
