@@ -373,6 +373,7 @@ class Agent:
     def _domain_usable(self, sd_id: str) -> None:
         self._services.storage.domain_available(sd_id)
         self._recover()
+        self._thin.domain_usable()
 
     def _domain_changed(self, sd_id: str, record: dict[str, Any]) -> None:
         self._broker.publish_event(f"|storage|domain_status|{sd_id}", {sd_id: record})

@@ -66,6 +66,11 @@ class Thin:
         self._tools.alarms.close()
         self._extending.brake.release_all()
 
+    def domain_usable(self) -> None:
+        """Disks on it could not be watched before."""
+        if self._tools.settings.enabled:
+            self._looking.all()
+
     def _scan_later(self) -> None:
         def scan() -> None:
             self._looking.all()

@@ -116,10 +116,10 @@ class Brake:
         each, tools = slow.each, self._tools
         try:
             rate = self._rate(each, slow.seconds)
-            if rate is None or not each.started or each.paused:
+            if rate is None or not self._wanting(each):
                 return
             tools.throttles.lower(each.vm, each.name, rate)
-            if not each.started:  # it got it just now, and whoever gave it saw nothing to release
+            if not self._wanting(each):  # since just now, and nobody saw that it is to be released
                 tools.throttles.lift(each.vm, each.name)
                 return
         except (AgentError, VmError, OSError) as error:
@@ -130,6 +130,9 @@ class Brake:
             each.throttle_since = tools.clock.monotonic()
         each.throttle = rate
         tools.note(each, THROTTLED)
+
+    def _wanting(self, each: Watched) -> bool:
+        return bool(each.started) and not each.paused and self._tools.board.has(each)
 
     def release(self, each: Watched) -> None:
         """It has room again.  Raises VmError, 59, OSError."""

@@ -23,6 +23,13 @@ FULL: Final = "full"  # the volume group has no more space
 AT_LIMIT: Final = "at limit"  # a qcow2 volume of its capacity cannot need more
 
 
+# What a disk keeps when its guest begins to write to another layer.
+KEPT: Final = (
+    "events", "extends", "last_latency", "max_latency", "paused", "pauses", "pauses_avoided",
+    "rate", "throttle", "throttle_since", "throttle_time",
+)  # fmt: skip
+
+
 class Watched:
     """A disk of a VM; a few hundred bytes.  Sizes in bytes, times in monotonic seconds.
 
@@ -73,12 +80,15 @@ class Watched:
                 " at most", self.vm, self.name, allocation, self.size, self.limit,
             )  # fmt: skip
 
-    def begin(self, node: str, volume: VolumePath) -> None:
-        """Another layer: it has been written to from its own start."""
-        self.node, self.volume = node, volume
-        self.size = self.allocation = self.threshold = 0
-        self.rate.reset()
-        self.state, self.due, self.failures = UNARMED, 0.0, 0
+    def successor(self, node: str, volume: VolumePath) -> Watched:
+        """The same disk, whose guest writes to another layer now; what is being done to this one
+        is nobody's concern any more.  The rate is the guest's, and stays."""
+        new = Watched(self.vm, self.name, self.alias)
+        for slot in KEPT:
+            setattr(new, slot, getattr(self, slot))
+        new.node, new.volume = node, volume
+        new.rate.reset()
+        return new
 
     @property
     def standing(self) -> tuple[str, int, int, int]:

@@ -11,7 +11,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from vdsm_storage.errors import AgentError, NoSuchVM, UnsupportedOnFileDomain, VMIsDown
+from vdsm_storage.errors import (
+    AgentError,
+    NoSuchVM,
+    StorageDomainDoesNotExist,
+    UnsupportedOnFileDomain,
+    VMIsDown,
+)
 from vdsm_storage.host.libvirt_model import ENOSPC, IO_ERROR, PAUSED, VmError, VmState
 from vdsm_storage.host.libvirt_thresholds import Extent
 from vdsm_storage.monitor import thin_drive as td
@@ -130,14 +136,16 @@ class Looking:
                 limit = tools.limit(volume)
             except UnsupportedOnFileDomain:
                 return None
+            except StorageDomainDoesNotExist as error:  # looked at again when it is connected
+                log.info("VM %s disk %s is not watched: %s", vm, drive.name, error)
+                return None
         if not limit:
             return None
         if each is None:
             each = Watched(vm, drive.name, drive.alias, tools.policy.half_life)
         if not same:
-            with tools.board.mutex:
-                each.begin(drive.node, volume)
-                tools.board.add(each)
+            each = each.successor(drive.node, volume)
+            tools.board.add(each)
         each.mirrored = drive.mirrored if drive.mirrors_qcow2 else None
         each.limit = max(limit, each.limit) if same else limit
         return each
