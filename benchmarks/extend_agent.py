@@ -219,8 +219,8 @@ class Bench:
         for vm, domain, image, volume in drives:
             for seconds in latencies:
                 tools.latencies[domain].add(seconds)
-            each = Watched(vm, "vda", "ua-disk")
-            each.begin(NODE, VolumePath(domain, image, volume))
+            new = Watched(vm, "vda", "ua-disk")
+            each = new.successor(NODE, VolumePath(domain, image, volume))
             allocation, each.size = hypervisor.written(vm, "vda")
             each.limit = 1 << 50
             each.saw(tools.clock.monotonic(), allocation)

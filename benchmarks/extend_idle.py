@@ -145,8 +145,8 @@ def watch(tools: ThinTools, registry: Registry) -> None:
     for state in registry.running():
         for drive in registry.definition(state.id).drives:
             assert drive.volume is not None
-            each = Watched(state.id, drive.name, drive.alias)
-            each.begin(drive.node, drive.volume)
+            new = Watched(state.id, drive.name, drive.alias)
+            each = new.successor(drive.node, drive.volume)
             each.size, each.limit = SIZE, 110 * GIB
             each.saw(now, ALLOCATION)
             each.plan(tools.policy, now, tools.tail(DOMAIN))

@@ -112,12 +112,13 @@ def conclude(rows: Sequence[Row], remarks: Sequence[str], as_json: bool) -> int:
         measures = [{**asdict(row), "ok": row.kept} for row in rows]
         print(json.dumps({"measures": measures, "remarks": remarks}, indent=1))
     else:
-        _show(rows)
+        show(rows)
         print(*remarks, sep="\n")
     return 0 if all(row.kept for row in rows) else 1
 
 
-def _show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[Row]) -> None:
+    """A line a promise."""
     for row in rows:
         sign = ">=" if row.at_least else "<="
         limit = f"{sign} {row.limit:<5g}" if row.limit is not None else " " * 8

@@ -22,7 +22,7 @@ from functional.lab.inner import dm
 from functional.processes import AgentProcess
 
 MIB: Final = 1024**2
-CHUNK: Final = 512 * MIB  # what a thin logical volume begins with
+CHUNK: Final = 2560 * MIB  # what a thin logical volume begins with
 TYPES: Final = {2: "FCP", 3: "ISCSI", 4: "LOCALFS", 6: "POSIXFS"}
 
 

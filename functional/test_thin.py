@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from functional.merge_lab import merge
@@ -209,6 +210,34 @@ def test_a_disk_that_moves(lab: VmLab) -> None:
         )
         finish(lab, machine, here, there)
         machine.disks[0].volumes[:] = there.volumes
+
+
+def test_what_a_backup_writes_to(lab: VmLab, vm: Machine) -> None:
+    """The scratch volume of a backup, which somebody else began, grows with what the guest
+    overwrites meanwhile."""
+    grow(vm, 0, 700 * MIB)
+    check(lab, vm)
+    scratch = thin_disk(lab)
+    before, path = lv_size(lab, scratch.leaf), lab.prepare(scratch)
+    socket = lab.libvirtd.directory / "backup"
+    vm.guest.domain.backupBegin(
+        f"<domainbackup mode='pull'><server transport='unix' socket='{socket}'/><disks>"
+        "<disk name='vda' backup='yes' type='block'><driver type='qcow2'/>"
+        f"<scratch dev='{path}'/></disk></disks></domainbackup>",
+        None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL,
+    )  # fmt: skip
+    try:
+        lab.world.restart()  # sooner than the next look
+        wait_armed(lab, vm)
+        grow(vm, 0, 700 * MIB, step=32 * MIB)
+        lab.wait(lambda: lv_size(lab, scratch.leaf) > before, "the scratch volume to grow", 20)
+        assert vm.guest.domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+    finally:
+        vm.guest.domain.abortJob()
+    assert device_size(lab, scratch.leaf) == lv_size(lab, scratch.leaf)
+    check(lab, vm)
+    lab.call("Image.teardown", **lab.world.ids(scratch.image, scratch.leaf))
+    delete(lab, scratch)
 
 
 def test_disks_that_do_not_grow_are_not_watched(lab: VmLab) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from functional.backends import CHUNK
 from functional.merge_lab import (
     ACTIVE,
     BULK,
@@ -92,7 +91,7 @@ def test_base_gets_the_room_that_it_needs(block: VmLab, top: int) -> None:
         if top == INNER:
             assert after <= length + extent
         else:
-            assert length + CHUNK <= after <= length + CHUNK + 2 * extent
+            assert size <= after <= size + extent
         assert reads(machine, top + 1, BULK + length - PIECE)
 
 

@@ -87,7 +87,8 @@ def test_disk_on_a_lun_grows(lab: VmLab, paused: Machine, fmt: int) -> None:
     assert paused.guest.domain.blockInfo("sdb")[0] == size
     assert int(lab.world.info(disk.image, disk.leaf)["capacity"]) == size
     found = lab.call("VM.refresh_disk", vmID=paused.id, drive=pdiv(lab, disk))
-    assert int(found["apparentsize"]) == (size if fmt == RAW else CHUNK)
+    # The storage of a qcow2 volume grows by what is free in it, not with its capacity.
+    assert size <= int(found["apparentsize"]) <= size + (0 if fmt == RAW else CHUNK)
     unplug(lab, paused, disk)
     assert disk.leaf not in active(lab)
 

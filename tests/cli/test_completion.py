@@ -61,7 +61,7 @@ def test_candidates(words: list[str], expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("Volume extendS", "extendSize"),
+        ("Volume extendSi", "extendSize"),
         ("Volume create volumeID = abc volF", "volFormat="),
         ("Volume create volFormat =", "COW RAW"),
         ("Volume create volFormat = R", "RAW"),

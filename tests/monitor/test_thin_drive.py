@@ -72,6 +72,12 @@ def test_another_layer_begins_anew_and_its_guest_is_as_fast() -> None:
     assert (old.node, old.allocation) == ("vda[1]", 600 * MIB)
 
 
+def test_what_a_backup_writes_to_is_no_disk() -> None:
+    disk, scratch = watched(), watched("vda_7").successor("vda[7]", volume())
+    assert (disk.is_scratch, disk.layer) == (False, "vda")
+    assert (scratch.is_scratch, scratch.layer) == (True, "vda[7]")
+
+
 def test_the_board_finds_them() -> None:
     board, vm = Board(), new_uuid()
     first, second, other = watched("vda", vm), watched("vdb", vm), watched()

@@ -17,19 +17,20 @@ from typing import Any, Final
 import libvirt
 
 from vdsm_storage.host.libvirt_disks import LibvirtDisks
-from vdsm_storage.host.libvirt_model import ENOSPC
+from vdsm_storage.host.libvirt_model import ENOSPC, VmError, Why
 
 SCAN: Final = 30.0  # seconds for the disks of all VMs
 _FLAGS: Final = (
     libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING
     | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_PAUSED
     | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+    | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A disk's top layer: `allocation` is the highest byte ever written, `physical` what its device
+    """A layer of a disk: `allocation` is the highest byte ever written, `physical` what its device
     has, `threshold` where it is watched, 0 for nowhere."""
 
     path: str
@@ -54,17 +55,25 @@ class LibvirtThresholds(LibvirtDisks):
         """Tell, once, when the guest writes at or beyond `offset`; 0 for never."""
         self._on(vm, "watch a disk", lambda domain: domain.setBlockThreshold(node, offset, 0))
 
-    def written(self, vm: str, target: str) -> tuple[int, int]:
-        """Highest byte written, and bytes of the device, of a disk's top layer."""
+    def written(self, vm: str, layer: str) -> tuple[int, int]:
+        """Highest byte written, and bytes of the device: of a disk's top layer by its target, of
+        another one by its own name."""
+        if layer.endswith("]"):
+            found = self.extents((vm,)).get(vm, {}).get(layer)
+            if found is None:
+                raise VmError(Why.OTHER, f"VM {vm} has no layer {layer}")
+            return found.allocation, found.physical
 
         def call(domain: Any) -> tuple[int, int]:
-            _capacity, allocation, physical = domain.blockInfo(target, 0)
+            _capacity, allocation, physical = domain.blockInfo(layer, 0)
             return allocation, physical
 
         return self._on(vm, "how full a disk is", call)
 
     def extents(self, vms: Sequence[str] = ()) -> Mapping[str, Mapping[str, Extent]]:
-        """By VM and target; of all VMs that run, or of some.  Of a VM whose QEMU hangs, nothing."""
+        """By VM and layer: a disk's top layer has the name of its target, the ones below it theirs,
+        and so have those that a job writes to (a replica, what a backup keeps).  Of all VMs that
+        run, or of some.  Of a VM whose QEMU hangs, nothing."""
 
         def call(connection: Any) -> dict[str, dict[str, Extent]]:
             kinds = libvirt.VIR_DOMAIN_STATS_BLOCK
@@ -99,15 +108,20 @@ class LibvirtThresholds(LibvirtDisks):
 
 
 def _extents(values: Mapping[str, Any]) -> dict[str, Extent]:
-    """libvirt's keys: block.count, block.<n>.name, .path, .allocation, .physical, .threshold."""
-    found = {}
+    """libvirt's keys: block.count, block.<n>.name, .backingIndex, .path, .allocation, .physical,
+    .threshold.  Of a disk's layers the top one comes first."""
+    found: dict[str, Extent] = {}
     for number in range(int(values.get("block.count", 0))):
         key = f"block.{number}"
-        if f"{key}.allocation" in values:
-            found[values[f"{key}.name"]] = Extent(
-                path=values.get(f"{key}.path", ""),
-                allocation=int(values[f"{key}.allocation"]),
-                physical=int(values.get(f"{key}.physical", 0)),
-                threshold=int(values.get(f"{key}.threshold", 0)),
-            )
+        if f"{key}.allocation" not in values:
+            continue
+        name = values[f"{key}.name"]
+        if name in found:
+            name = f"{name}[{values.get(f'{key}.backingIndex', '')}]"
+        found[name] = Extent(
+            path=values.get(f"{key}.path", ""),
+            allocation=int(values[f"{key}.allocation"]),
+            physical=int(values.get(f"{key}.physical", 0)),
+            threshold=int(values.get(f"{key}.threshold", 0)),
+        )
     return found

@@ -12,9 +12,9 @@ from typing import Final
 from vdsm_storage.base.units import MIB, round_up
 from vdsm_storage.images.qcow2_empty import full_size
 
-# What a thin volume begins with: all that monitor/watermark.py keeps free for an idle disk.  Hosts
-# of oVirt begin with 2.5 GiB and grow a smaller volume as soon as a guest uses it.
-CHUNK: Final = 512 * MIB
+# What a thin volume begins with; upstream has the same value.  Once a guest uses it, what is free
+# is the affair of monitor/watermark.py.
+CHUNK: Final = 2560 * MIB
 # A thin volume that is told how much it will hold gets a tenth more, for qcow2's own tables.
 OVERHEAD: Final = (11, 10)
 

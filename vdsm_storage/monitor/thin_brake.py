@@ -73,7 +73,10 @@ class Brake:
             self._crew.put(_Slow(each, seconds))
 
     def _rate(self, each: Watched, seconds: float) -> int | None:
-        """What it may write a second; None for as much as it does, or may already."""
+        """What it may write a second; None for as much as it does, or may already.  What a backup
+        writes to is as fast as its guest's disk, which is watched for itself."""
+        if each.is_scratch:
+            return None
         now = self._tools.clock.monotonic()
         rate = brake(self._tools.policy, each.free, each.rate.now(now), seconds)
         if rate is None or (each.throttle and rate >= each.throttle):

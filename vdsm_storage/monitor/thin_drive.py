@@ -91,6 +91,16 @@ class Watched:
         return new
 
     @property
+    def is_scratch(self) -> bool:
+        """Whether it is no disk of the guest's: what a backup writes to (vda_7)."""
+        return not self.node.startswith(f"{self.name}[")
+
+    @property
+    def layer(self) -> str:
+        """As LibvirtThresholds.written calls it."""
+        return self.node if self.is_scratch else self.name
+
+    @property
     def standing(self) -> tuple[str, int, int, int]:
         """What a point of its history tells."""
         return self.state, self.allocation, self.size, self.threshold

@@ -218,7 +218,7 @@ class Extending:
         each.threshold = threshold or 0
         tools.libvirt.arm(each.vm, each.node, each.threshold)
         tools.reach("thin:armed")
-        allocation, size = tools.libvirt.written(each.vm, each.name)
+        allocation, size = tools.libvirt.written(each.vm, each.layer)
         now = tools.clock.monotonic()
         each.size = size or each.size
         each.saw(now, allocation)

@@ -8,7 +8,7 @@ connected anew, which is also how an agent begins, and every few minutes for wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from vdsm_storage.errors import (
@@ -26,7 +26,7 @@ from vdsm_storage.monitor.crew import Crew
 from vdsm_storage.monitor.thin_drive import Watched
 from vdsm_storage.monitor.thin_extend import Extending
 from vdsm_storage.monitor.thin_tools import ThinTools
-from vdsm_storage.vms.drives import Drive
+from vdsm_storage.vms.drives import Drive, volume_of
 from vdsm_storage.vms.registry import Definition
 
 ALL: Final = ""  # in place of a VM
@@ -67,10 +67,11 @@ class Looking:
     def _look_at(self, vm: str) -> None:
         tools = self._tools
         state = tools.registry.state(vm)
-        drives = _thin(tools.registry.definition(vm))
-        extents = tools.libvirt.extents((vm,)).get(vm, {}) if drives else {}
-        if not _agree(drives, extents):
-            drives = _thin(tools.registry.definition(vm, fresh=True))
+        definition = tools.registry.definition(vm)
+        extents = tools.libvirt.extents((vm,)).get(vm, {}) if definition.drives else {}
+        if not _agree(_thin(definition, extents), extents):
+            definition = tools.registry.definition(vm, fresh=True)
+        drives = _thin(definition, extents)
         self._compare(state, drives, extents, fresh=True)
 
     def _look_at_all(self) -> None:
@@ -81,10 +82,10 @@ class Looking:
             self.forget(vm)
         extents = tools.libvirt.extents() if states else {}
         for vm, state in states.items():
-            known = {each.name: each for each in tools.board.of(vm)}
+            known = {each.name for each in tools.board.of(vm)}
             there = extents.get(vm, {})
-            drives = _thin(self._definition(vm))
-            if not _agree(drives, there) or known.keys() != drives.keys():
+            drives = _thin(self._definition(vm), there)
+            if not _agree(drives, there) or known != {drive.name for drive in drives.values()}:
                 self.vm(vm)
             else:
                 self._compare(state, drives, there, fresh=False)
@@ -103,12 +104,12 @@ class Looking:
         tools, vm = self._tools, state.id
         paused = self._without_space(state) if drives else set()
         watched = []
-        for name, drive in drives.items():
-            each = self._found(vm, drive, fresh=fresh)
+        for key, drive in drives.items():
+            each, name = self._found(vm, drive, fresh=fresh), drive.name
             if each is None:
                 continue
             watched.append(name)
-            extent = extents.get(name)
+            extent = extents.get(key)
             if extent is None:  # its QEMU hangs
                 tools.alarms.after(RETRY, lambda: self._crew.put(vm))
                 continue
@@ -192,10 +193,24 @@ class Looking:
         self._tools.history.forget(vm)
 
 
-def _thin(definition: Definition | None) -> dict[str, Drive]:
-    """Disks that may have to grow, as their VM's definition tells."""
+def _thin(definition: Definition | None, extents: Mapping[str, Extent]) -> dict[str, Drive]:
+    """Disks that may have to grow, by the names that extents have: what their VM's definition
+    tells, and what a backup writes to, which it does not."""
     drives = definition.drives if definition is not None else ()
-    return {d.name: d for d in drives if d.is_thin and d.node and d.volume is not None}
+    found = {d.name: d for d in drives if d.is_thin and d.node and d.volume is not None}
+    return {**found, **{scratch.node: scratch for scratch in _scratches(drives, extents)}}
+
+
+def _scratches(drives: Sequence[Drive], extents: Mapping[str, Extent]) -> Iterator[Drive]:
+    """Layers that libvirt reports beside a disk's chain and its mirror."""
+    disks = {drive.name: drive for drive in drives}
+    for layer, extent in extents.items():
+        disk = disks.get(layer.partition("[")[0])
+        if not layer.endswith("]") or disk is None or volume_of(extent.path) is None:
+            continue
+        if extent.path not in (*disk.chain, disk.replica_path, disk.commit_path):
+            name = layer.replace("[", "_").removesuffix("]")
+            yield Drive(name, "disk", "block", "qcow2", extent.path, (extent.path,), node=layer)
 
 
 def _agree(drives: Mapping[str, Drive], extents: Mapping[str, Extent]) -> bool:
