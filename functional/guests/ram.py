@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def boot() -> Boot:
     laboratory they are those that its host left there (`leave`)."""
     left = os.environ.get(LEFT)
     if left is not None:
-        return Boot(Path(left) / "kernel", Path(left) / "ram")
+        here = Path(tempfile.gettempdir()) / "tiny"  # libvirtd does not see what is shared
+        if not here.exists():
+            shutil.copytree(left, here)
+        return Boot(here / "kernel", here / "ram")
     made = image()
     root = made.kernel.parent
     files = {
