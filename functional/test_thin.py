@@ -32,6 +32,7 @@ from functional.thin_lab import (
     lv_size,
     new_leaf,
     node,
+    sound,
     thin,
     thin_disk,
     wait_armed,
@@ -74,6 +75,7 @@ def vm(lab: VmLab) -> Iterator[Machine]:
     yield machine
     machine.guest.destroy()
     for disk in machine.disks:
+        sound(lab, disk)
         lab.call("Image.teardown", **lab.world.ids(disk.image, disk.leaf))
         delete(lab, disk)
 
@@ -257,10 +259,13 @@ def test_a_manager_elsewhere_is_asked(
 
 
 def _by_the_manager(lab: VmLab, vm: Machine, manager: Client) -> None:
+    log = lab.agent.dir / "agent.log"
     with managing(lab, manager):
+        before = len(log.read_text())
         grow(vm, 0, 400 * MIB)
         wait_thin(lab, vm, lambda one: int(one["extends"]) > 0, "the volume to grow")
         check(lab, vm)
+        assert "asking the manager" in log.read_text()[before:]
 
 
 # -- a guest that runs -------------------------------------------------------------------------

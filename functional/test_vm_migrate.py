@@ -204,6 +204,7 @@ def test_libvirt_there_is_killed(two: Two, counts: Machine) -> None:
     there.libvirtd.signal(signal.SIGCONT)
     there.libvirtd.kill_daemon()
     two.stays(counts)
+    assert listed(two.first, counts.id) == "Up"
     there.libvirtd.start_daemon()
     there.guests.reconnect()
     there.wait_libvirt()

@@ -88,6 +88,7 @@ def test_source_dies_when_it_is_sent(two: Two, counts: Machine, step: str) -> No
     revive(here)
     two.has_moved(counts)
     is_on(two, counts, two.second)
+    assert listed(two.second, counts.id) == "Up"
 
 
 @pytest.mark.parametrize("step", ["begun", "secrets", "prepared"])
@@ -98,6 +99,7 @@ def test_destination_dies_before_it_comes(two: Two, counts: Machine, step: str) 
     two.ask(counts)
     revive(there)
     is_on(two, counts, two.first)
+    assert listed(two.first, counts.id) == "Up"
 
 
 def test_destination_dies_when_it_came(two: Two, counts: Machine) -> None:
@@ -108,6 +110,7 @@ def test_destination_dies_when_it_came(two: Two, counts: Machine) -> None:
     revive(there)
     two.has_moved(counts)
     is_on(two, counts, there)
+    assert listed(there, counts.id) == "Up"
 
 
 def test_secret_that_was_forgotten(two: Two) -> None:
@@ -190,6 +193,7 @@ def test_libvirtd_dies_in_the_middle(two: Two, slow: Machine, number: int) -> No
     two.both[number].restart_libvirtd()
     two.both[number].wait_libvirt()
     stays(two, slow)
+    assert listed(two.first, slow.id) == "Up"
 
 
 def test_destination_is_told_to_destroy_it(two: Two, slow: Machine) -> None:
@@ -226,6 +230,7 @@ def test_it_is_destroyed_in_the_middle(two: Two, slow: Machine) -> None:
         lab.wait(lambda lab=lab: held(lab) == {} and usages(lab) == {}, "it to be let go")
     there.wait(lambda: "VM.migrate" not in unfinished(there), "it to be over")
     there.fails(12, "VM.getMigrationStatus", vmID=slow.id)
+    assert [listed(lab, slow.id) for lab in two.both] == ["", ""]
 
 
 def unfinished(lab: VmLab) -> list[str]:

@@ -104,6 +104,7 @@ def test_guest_that_writes(two: Two) -> None:
         two.ask(machine)
         two.has_moved(machine)
         two.writes(machine)
+        assert set(machine.disks[0].volumes) <= active(there)
         here.wait(lambda: not set(machine.disks[0].volumes) & active(here), "it to be inactive")
         two.ask(machine, there)
         two.has_moved(machine, there)

@@ -367,4 +367,5 @@ def test_agent_is_killed_while_memory_is_saved(lab: VmLab, vm: Machine) -> None:
 
 def test_snapshot_with_memory(lab: VmLab, booted: Machine) -> None:
     """The last test of all: what was written after the snapshot is lost."""
-    restored_from_memory(lab, booted, lambda disk: path_of(lab, disk, disk.leaf))
+    memory, conf = restored_from_memory(lab, booted, lambda disk: path_of(lab, disk, disk.leaf))
+    assert memory.image != conf.image

@@ -105,7 +105,7 @@ def grow(machine: Machine, start: int, end: int, disk: int = 0, step: int = 64 *
 
 def check(lab: VmLab, machine: Machine, name: str = "vda") -> dict[str, Any]:
     """What must hold of a disk that is at rest: QEMU's threshold is where the agent says, below
-    the end and above what was written; LUN, device and agent agree; the image is sound."""
+    the end and above what was written; LUN, device and agent agree."""
     found = wait_armed(lab, machine, name)
     number = "abcdefgh".index(name[-1])
     disk = machine.disks[number]
@@ -115,9 +115,15 @@ def check(lab: VmLab, machine: Machine, name: str = "vda") -> dict[str, Any]:
     stats = machine.guest.domain.connect().domainListGetStats([machine.guest.domain])[0][1]
     index = next(n for n in range(stats["block.count"]) if stats[f"block.{n}.name"] == name)
     assert stats[f"block.{index}.threshold"] == threshold
-    path = path_of(lab, disk, disk.leaf)
-    subprocess.run(["qemu-img", "check", "-q", "-U", path], check=False, timeout=60)
     return found
+
+
+def sound(lab: VmLab, disk: VmDisk) -> None:
+    """The image of a guest that has ended; a QEMU that was killed may have left clusters that
+    nothing uses (3), which harm nobody."""
+    path = path_of(lab, disk, disk.leaf)
+    done = subprocess.run(["qemu-img", "check", "-q", path], check=False, timeout=120)
+    assert done.returncode in (0, 3), done
 
 
 def history(lab: VmLab, machine: Machine, name: str = "vda") -> list[str]:

@@ -117,7 +117,8 @@ def test_a_failure_does_not_end_the_work(lanes: Lanes) -> None:
     crew: Crew[int] = Crew(lanes, "crew", 1, lambda _: "all", work)
     for number in range(4):
         crew.put(number)
-    wait(lambda: done == [0, 2, 3])
+    wait(lambda: len(done) == 3)
+    assert done == [0, 2, 3]
 
 
 def test_it_costs_no_thread_while_it_rests(lanes: Lanes) -> None:
