@@ -14,17 +14,20 @@
    can neither meets the end of its volume nor would be slowed: headroom of a fixed size, and as it
    adapts to a disk that was idle before.  Found by bisection; against what one needs whose slowest
    extension takes 1.39 s.
-3. CPU and system calls of 1,000 disks that nobody writes to, and of the look at all of them that
+3. Whether a disk ever meets the end of its volume where that is not to happen: several at once, at
+   rates from 1 to 512 MiB a second, and one as fast as the machine writes; hundreds of extensions
+   (extend_cycles.py).
+4. CPU and system calls of 1,000 disks that nobody writes to, and of the look at all of them that
    the agent takes every few minutes.
-4. Memory of a disk that is watched.
+5. Memory of a disk that is watched.
 
 The agent has the priority that its unit gives it, and so has lvm bare; QEMU has the usual one.
-Without device-mapper the volumes are loop devices on the LUN (extend_maps.py).  The LUN is a file
+Without device-mapper the volumes are loop devices on the LUN (loop_volumes.py).  The LUN is a file
 in `--lun`, by default in memory: the machine's disk has other work than ours, and its queue is not
 what is measured.
 
     benchmarks/extend.py [--quick] [--volumes 10,350] [--disks 1,50]
-                         [--parts grow,headroom,idle] [--json FILE] [-v]
+                         [--parts grow,headroom,cycles,idle] [--json FILE] [-v]
 
 Needs root, and some minutes.
 """
@@ -49,7 +52,7 @@ import libvirt
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import extend_idle
+from benchmarks import extend_cycles, extend_idle
 from benchmarks.extend_group import (
     SINGLES,
     STEADY,
@@ -61,8 +64,8 @@ from benchmarks.extend_group import (
     opened,
     progress,
 )
-from benchmarks.extend_maps import Pieces
 from benchmarks.extend_qemu import GIB, MIB, NICE, EventLoop, Trial, Writers, guest_disk, tables
+from benchmarks.loop_volumes import Pieces
 from benchmarks.scale_agent import kernel_maps, served, settings_for
 from benchmarks.scale_group import SIZE, Bench, loop_device
 from benchmarks.table import Row, Table, show
@@ -73,7 +76,7 @@ from vdsm_storage.lvm.activation import Activation, DeviceMapper
 KIB = 1024
 VOLUMES = (10, 350, 1000, 3000)
 DISKS = (1, 50, 500)
-PARTS = ("grow", "headroom", "idle")
+PARTS = ("grow", "headroom", "cycles", "idle")
 PUBLISHED = 1.39  # seconds that an extension takes at most where VDSM's documentation measured it
 FIFTH = 0.2
 CHUNK = 512 * MIB  # of the writers' disks
@@ -93,6 +96,7 @@ class Effort:
     storms: int = 4
     written: int = 4 * GIB  # by a writer
     steps: int = STEPS  # 0: no search, one trial
+    cycles: float = 50.0  # seconds
     idle: tuple[int, float] = (1000, 60.0)  # disks, seconds
     watched: int = 10_000
     parts: Sequence[str] = PARTS
@@ -104,7 +108,8 @@ class Effort:
 
 
 QUICK: dict[str, Any] = {
-    "rounds": 3, "storms": 1, "written": GIB, "steps": 0, "idle": (100, 1.0), "watched": 1000
+    "rounds": 3, "storms": 1, "written": GIB, "steps": 0, "cycles": 25.0,
+    "idle": (100, 1.0), "watched": 1000,
 }  # fmt: skip
 
 
@@ -307,6 +312,19 @@ def warm(subject: Subject, volumes: Volumes, rounds: int) -> list[float]:
     return found
 
 
+# -- cycles ---------------------------------------------------------------------------------------
+
+
+def cycles(report: Report, subject: Subject, directory: Path, effort: Effort) -> None:
+    found = list(extend_cycles.at_rates(subject, directory, effort.cycles))
+    found.append(extend_cycles.at_full_speed(subject, directory, effort.written))
+    broken = [each for each in found if each.failed and each.promised]
+    extends = sum(each.extends for each in found)
+    report.row("extensions, with writes that met the end", extends, len(broken), 0)
+    for each in found:
+        report.note(str(each))
+
+
 # -- idle disks -----------------------------------------------------------------------------------
 
 
@@ -391,6 +409,8 @@ def guests(report: Report, effort: Effort, directory: Path, lun: Path) -> None:
                 grow(report, subject, libvirtd, effort)
             if "headroom" in effort.parts:
                 headroom(report, subject, directory, effort)
+            if "cycles" in effort.parts:
+                cycles(report, subject, directory, effort)
     finally:
         libvirtd.stop()
 

@@ -6,8 +6,8 @@ product's as well, down to the lease, lvm and the devices; only libvirt is a few
 answers at once, or asks a QEMU by its own monitor.  A socket takes JSON lines, as the stand-in of
 functional/ does:
 
-    {"do": "watch", "drives": [[vm, domain, image, volume], ...], "policy": {...}, "qmp": "",
-     "latencies": [seconds, ...]}
+    {"do": "watch", "drives": [[vm, domain, image, volume], ...], "policy": {...},
+     "qmp": {vm: path, ...}, "latencies": [seconds, ...]}
     {"do": "cross"}      every guest has just written past its threshold
     {"do": "settled"}    -> whether all have what they want, and are armed again
     {"do": "facts"}      -> how each is; how often they were slowed
@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.extend_maps import Pieces
+from benchmarks.loop_volumes import Pieces
 from vdsm_storage import __main__ as program
 from vdsm_storage.agent import Agent
 from vdsm_storage.errors import NoSuchVM
@@ -92,19 +92,20 @@ class Monitor:
 class Hypervisor:
     """In place of libvirt: LibvirtThresholds, the registry of VMs, and Throttles.
 
-    `device(vm)` is the path of what the guest writes to.  With `qmp` there is one VM, a QEMU that
-    is asked and listened to; without, guests write exactly what `cross` says.
+    `devices` has the paths of what guests write to.  A VM with a path in `qmp` is a QEMU that is
+    asked and listened to; others write exactly what `cross` says.
     """
 
     enabled = True
 
-    def __init__(self, devices: Mapping[str, str], qmp: str) -> None:
+    def __init__(self, devices: Mapping[str, str], qmp: Mapping[str, str]) -> None:
         self._fds = {vm: os.open(path, os.O_RDONLY) for vm, path in devices.items()}
         self._written = dict.fromkeys(devices, 0)
         self.crossed: Callable[[Crossed], None] = lambda crossed: None
         self.slowed = 0  # times
-        (self._vm,) = devices if qmp else ("",)
-        self._monitor = Monitor(qmp, self._told) if qmp else None
+        self._monitors = {
+            vm: Monitor(path, functools.partial(self._told, vm)) for vm, path in qmp.items()
+        }
 
     # -- events ------------------------------------------------------------------------------
 
@@ -117,10 +118,10 @@ class Hypervisor:
 
     def when_changed(self, _callback: object) -> None: ...
 
-    def _told(self, name: str, data: dict[str, Any]) -> None:
+    def _told(self, vm: str, name: str, data: dict[str, Any]) -> None:
         if name == "BLOCK_WRITE_THRESHOLD" and data["node-name"] == STORAGE:
             offset = data["write-threshold"] + data["amount-exceeded"]
-            self.crossed(Crossed(self._vm, NODE, offset))
+            self.crossed(Crossed(vm, NODE, offset))
 
     def cross(self, vm: str, offset: int) -> None:
         self._written[vm] = offset
@@ -128,14 +129,14 @@ class Hypervisor:
 
     # -- what is asked -----------------------------------------------------------------------
 
-    def arm(self, _vm: str, _node: str, offset: int) -> None:
-        if self._monitor is not None:
+    def arm(self, vm: str, _node: str, offset: int) -> None:
+        if vm in self._monitors:
             how = {"node-name": STORAGE, "write-threshold": offset}
-            self._monitor.call("block-set-write-threshold", **how)
+            self._monitors[vm].call("block-set-write-threshold", **how)
 
     def written(self, vm: str, _target: str) -> tuple[int, int]:
-        if self._monitor is not None:
-            found = self._monitor.call("query-blockstats", **{"query-nodes": True})
+        if vm in self._monitors:
+            found = self._monitors[vm].call("query-blockstats", **{"query-nodes": True})
             stats = {each.get("node-name"): each["stats"] for each in found}
             self._written[vm] = stats[STORAGE]["wr_highest_offset"]
         return self._written[vm], os.lseek(self._fds[vm], 0, os.SEEK_END)
@@ -163,8 +164,8 @@ class Hypervisor:
         return []
 
     def close(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
+        for monitor in self._monitors.values():
+            monitor.close()
         for fd in self._fds.values():
             os.close(fd)
 
@@ -201,8 +202,9 @@ class Bench:
             return {"ok": False, "errno": 5, "error": repr(error)}
 
     def do_watch(
-        self, drives: list[list[str]], policy: dict[str, Any], qmp: str, latencies: list[float]
-    ) -> None:
+        self, drives: list[list[str]], policy: dict[str, Any], qmp: dict[str, str],
+        latencies: list[float],
+    ) -> None:  # fmt: skip
         self.do_forget()
         policy_ = Policy(**policy)
         devices = {vm: self._path(domain, volume) for vm, domain, _, volume in drives}
@@ -253,6 +255,10 @@ class Bench:
             "errors": sorted({each.error for each in self._drives if each.error}),
             "slowed": self._hypervisor.slowed,
             "batches": self._counting.batches,
+            "drives": {
+                each.vm: {"extends": each.extends, "slowest": each.max_latency}
+                for each in self._drives
+            },
         }
 
 

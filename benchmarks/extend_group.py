@@ -12,12 +12,12 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.extend_maps import Pieces, piece
+from benchmarks.loop_volumes import Pieces, piece
 from benchmarks.scale_agent import Domain
 from benchmarks.scale_group import EXTENT, FIRST_EXTENT, Volume, new_volumes
 from benchmarks.table import wall
@@ -41,7 +41,7 @@ STEADY = {
 
 
 class BenchProcess(AgentProcess):
-    """The agent of extend_agent.py; `pieces` is the directory of extend_maps.py, if any."""
+    """The agent of extend_agent.py; `pieces` is the directory of loop_volumes.py, if any."""
 
     pieces: Path | None = None
 
@@ -82,10 +82,11 @@ class Control:
         return self.end()
 
     def watch(
-        self, drives: Sequence[Sequence[str]], policy: dict[str, Any], qmp: str = "",
-        latencies: Sequence[float] = (),
+        self, drives: Sequence[Sequence[str]], policy: dict[str, Any],
+        qmp: Mapping[str, str] | None = None, latencies: Sequence[float] = (),
     ) -> None:  # fmt: skip
-        self.call("watch", drives=drives, policy=policy, qmp=qmp, latencies=list(latencies))
+        """`qmp`: by VM, the monitor of what writes its disk."""
+        self.call("watch", drives=drives, policy=policy, qmp=qmp or {}, latencies=list(latencies))
         self.wait_settled()
 
     def wait_settled(self) -> None:

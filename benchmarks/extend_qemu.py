@@ -23,7 +23,7 @@ import libvirt
 
 from benchmarks.extend_agent import STORAGE
 from benchmarks.extend_group import LOOK, PATIENCE, Subject, progress
-from benchmarks.extend_maps import piece
+from benchmarks.loop_volumes import piece
 from benchmarks.scale_group import EXTENT, Volume
 from functional.guests.guest import Disk, Guest, Guests, Plan
 from functional.guests.libvirtd import Libvirtd
@@ -38,6 +38,7 @@ TABLES = 32 * MIB  # more than they take
 PIECE = 64 * 1024
 REQUEST = MIB  # bytes of one write of the fast writer
 IN_FLIGHT = 4
+PATTERN = 165  # of all bytes that writers write
 TIMEOUT = 300.0
 NICE = -10  # of the agent, as its unit has it
 GUESTS = ("nice", "-n", str(-NICE))  # and of guests: we are as the agent is
@@ -167,6 +168,45 @@ def guest_disk(
 # -- a writer -------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def storage_daemon(
+    directory: Path, name: str, path: str, pace: int = 0
+) -> Iterator[tuple[str, str]]:
+    """A QEMU that has a qcow2 disk in `path`, and lets `pace` requests a second write to it, or any
+    number; its monitor's socket, and that of the disk."""
+    qmp, disk = (str(directory / f"{name}.{what}") for what in ("qmp", "disk"))
+    storage = f"driver=host_device,filename={path},node-name={STORAGE},cache.direct=on"
+    node, throttle = "image", list[str]()
+    if pace:
+        node = "paced"
+        throttle = [
+            "--object", f"throttle-group,id=pace,x-iops-write={pace}",
+            "--blockdev", f"driver=throttle,throttle-group=pace,file=image,node-name={node}",
+        ]  # fmt: skip
+    daemon = subprocess.Popen([
+        *GUESTS, "qemu-storage-daemon",
+        "--chardev", f"socket,id=monitor,path={qmp},server=on,wait=off",
+        "--monitor", "chardev=monitor",
+        "--blockdev", storage,
+        "--blockdev", f"driver=qcow2,file={STORAGE},node-name=image,detect-zeroes=off",
+        *throttle,
+        "--nbd-server", f"addr.type=unix,addr.path={disk}",
+        "--export", f"type=nbd,id=e,node-name={node},name=disk,writable=on",
+    ], stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        end = time.monotonic() + PATIENCE
+        while not (os.path.exists(qmp) and os.path.exists(disk)):
+            if daemon.poll() is not None or time.monotonic() > end:
+                raise SystemExit("qemu-storage-daemon does not start")
+            time.sleep(0.01)
+        yield qmp, disk
+    finally:
+        daemon.terminate()
+        daemon.wait(PATIENCE)
+        for each in (qmp, disk):
+            Path(each).unlink(missing_ok=True)
+
+
 @dataclass
 class Trial:
     """What became of one writer.  `rate` in bytes a second."""
@@ -204,7 +244,8 @@ class Writers:
         free = policy["headroom_min"] + policy["chunk_min"]
         control = self._subject.control
         with self._volume(free) as (path, volume), self._daemon(path) as (qmp, disk):
-            control.watch([self._subject.drive(volume)], policy, qmp, latencies)
+            drive = self._subject.drive(volume)
+            control.watch([drive], policy, {drive[0]: qmp}, latencies)
             rate, failed = self._write(disk)
             facts = control.call("facts")
             control.call("forget")
@@ -227,44 +268,29 @@ class Writers:
         device, start, length = piece(group.read(), group.devices(), volume.name)
         run("blkdiscard", "--force", "--offset", str(start), "--length", str(length), device)
 
-    @contextlib.contextmanager
-    def _daemon(self, path: str) -> Iterator[tuple[str, str]]:
-        """A QEMU that has the disk; its monitor's socket, and that of the disk."""
-        qmp, disk = (str(self._directory / name) for name in ("qmp", "disk"))
-        storage = f"driver=host_device,filename={path},node-name={STORAGE},cache.direct=on"
-        daemon = subprocess.Popen([
-            *GUESTS, "qemu-storage-daemon",
-            "--chardev", f"socket,id=monitor,path={qmp},server=on,wait=off",
-            "--monitor", "chardev=monitor",
-            "--blockdev", storage,
-            "--blockdev", f"driver=qcow2,file={STORAGE},node-name=disk,detect-zeroes=off",
-            "--nbd-server", f"addr.type=unix,addr.path={disk}",
-            "--export", "type=nbd,id=e,node-name=disk,name=disk,writable=on",
-        ], stderr=subprocess.DEVNULL)  # fmt: skip
-        try:
-            end = time.monotonic() + PATIENCE
-            while not (os.path.exists(qmp) and os.path.exists(disk)):
-                if daemon.poll() is not None or time.monotonic() > end:
-                    raise SystemExit("qemu-storage-daemon does not start")
-                time.sleep(0.01)
-            yield qmp, disk
-        finally:
-            daemon.terminate()
-            daemon.wait(PATIENCE)
-            for name in (qmp, disk):
-                Path(name).unlink(missing_ok=True)
+    def _daemon(self, path: str) -> contextlib.AbstractContextManager[tuple[str, str]]:
+        return storage_daemon(self._directory, "writer", path)
 
     def _write(self, disk: str) -> tuple[float, str]:
         """At full speed, no zeroes, no flushes; bytes a second, and why it ended early."""
-        done = subprocess.run(
-            [*GUESTS, "qemu-img", "bench", "-w", "--pattern", "165", "-f", "raw", "-c",
-             str(self.size // REQUEST), "-d", str(IN_FLIGHT), "-s", str(REQUEST),
-             f"nbd+unix:///disk?socket={disk}"],
-            check=False, capture_output=True, text=True, timeout=TIMEOUT,
-        )  # fmt: skip
-        if done.returncode:
-            return 0.0, done.stderr.strip()
-        found = re.search(r"completed in ([\d.]+) seconds", done.stdout)
-        if found is None:
-            raise SystemExit(done.stdout)
-        return self.size / float(found[1]), ""
+        return write(disk, self.size // REQUEST, REQUEST, IN_FLIGHT)
+
+
+def write(
+    disk: str, count: int, size: int, in_flight: int, step: int = 0, first: int = 0
+) -> tuple[float, str]:
+    """`count` requests of `size` bytes each, one `step` (or `size`) after the other from `first`
+    on; bytes of the disk that were passed a second, and why it ended early."""
+    step = step or size
+    done = subprocess.run(
+        [*GUESTS, "qemu-img", "bench", "-w", "--pattern", str(PATTERN), "-f", "raw", "-c",
+         str(count), "-d", str(in_flight), "-s", str(size), "-S", str(step), "-o", str(first),
+         f"nbd+unix:///disk?socket={disk}"],
+        check=False, capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    if done.returncode:
+        return 0.0, done.stderr.strip()
+    found = re.search(r"completed in ([\d.]+) seconds", done.stdout)
+    if found is None:
+        raise SystemExit(done.stdout)
+    return count * step / float(found[1]), ""

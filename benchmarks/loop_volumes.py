@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For block_scale.py, on a kernel without device-mapper: each active volume is a loop device on its
-part of the group's device.
+"""Active volumes as devices of the kernel, for block_scale.py and extend.py, where the kernel has
+no device-mapper.
 
-The kernel itself maps the volume's bytes so, as device-mapper does.  The stand-in of the tests maps
-them in a Python process, which would be measured instead of the agent.  Volumes of several segments
-have no such device.  Run as a program it is an agent with such volumes:
+A loop device on the LUN, from one byte to another, is what a linear target of device-mapper is:
+the kernel alone moves the data, and a new size is one ioctl.  It can have one piece only, so
+volumes must lie, and grow, in one piece.  (The stand-in of functional/ can have any, but its data
+go through an interpreter, which would be measured instead of the agent: nothing can write at full
+speed there, and sanlock waits for who does.)  Run as a program it is an agent with such volumes:
 
-    benchmarks/loop_volumes.py --volumes DIRECTORY <what vdsm-storaged takes>
+    benchmarks/loop_volumes.py --pieces DIRECTORY <what vdsm-storaged takes>
 """
+
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import functools
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -25,81 +32,139 @@ from functional.standin import loops
 from functional.standin.activation import places
 from vdsm_storage import __main__ as program
 from vdsm_storage.agent import Agent
-from vdsm_storage.errors import CannotActivateLogicalVolume, CannotDeactivateLogicalVolume
-from vdsm_storage.lvm.activation import SECTOR, ActiveLv, GroupView
+from vdsm_storage.errors import (
+    CannotActivateLogicalVolume,
+    CannotDeactivateLogicalVolume,
+    LogicalVolumeRefreshError,
+)
+from vdsm_storage.lvm.activation import ActiveLv, GroupView
+from vdsm_storage.lvm.model import VolumeGroup
 
 PATIENCE = 1.0  # seconds that a device may still be open by a program that ends
+AT_ONCE = 100  # devices
+OFFSET, LIMIT, FLAGS, NAME = 3, 4, 8, 9  # in loops.INFO
 
 
-class LoopVolumes:
-    """Fulfils lvm.activation.Activation.  The links to the devices are below /dev, where the agent
-    follows links; their names follow from `directory`.
-    """
+class Pieces:
+    """Fulfils lvm.activation.Activation.  What is active is in `directory`, as links to devices."""
 
-    def __init__(self, directory: str) -> None:
-        self._dev = loops.below_dev(directory)
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(exist_ok=True)
+        self._dev = loops.below_dev(str(directory))
+        with contextlib.suppress(FileExistsError):
+            os.symlink(directory, self._dev)
 
     def path(self, vg: str, lv: str) -> str:
-        return f"{self._dev}/{vg}/{lv}"
+        return os.path.join(self._dev, vg, lv)
 
     def activate(self, group: GroupView, lvs: Sequence[str]) -> None:
         vg, devices = group.read(), group.devices()
-        os.makedirs(f"{self._dev}/{vg.name}", exist_ok=True)
+        os.makedirs(self._directory / vg.name, exist_ok=True)
         for lv in lvs:
-            link = self.path(vg.name, lv)
-            if os.path.exists(link):
+            link = self._directory / vg.name / lv
+            if link.is_symlink():
                 continue
-            first, *more = places(vg, devices, lv)
-            if more:
-                reason = "it has several segments"
-                raise CannotActivateLogicalVolume(vg=vg.name, lv=lv, reason=reason)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(link)  # to a device that is gone
-            os.symlink(loops.attach(*first), link)
+            try:
+                link.symlink_to(attach(*piece(vg, devices, lv)))
+            except (OSError, KeyError, ValueError) as error:
+                why = f"{error!r}"
+                raise CannotActivateLogicalVolume(vg=vg.name, lv=lv, reason=why) from error
 
     def deactivate(self, group: GroupView, lvs: Sequence[str]) -> None:
         for lv in lvs:
-            link = self.path(group.name, lv)
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    loops.detach_patiently(os.readlink(link), PATIENCE)
-                except OSError as error:
-                    raise CannotDeactivateLogicalVolume(
-                        vg=group.name, lv=lv, reason=error.strerror
-                    ) from error
-                os.unlink(link)
+            link = self._directory / group.name / lv
+            if not link.is_symlink():
+                continue
+            try:
+                loops.detach_patiently(os.readlink(link), PATIENCE)
+            except OSError as error:
+                raise CannotDeactivateLogicalVolume(vg=group.name, lv=lv, reason=error) from error
+            link.unlink()
 
     def refresh(self, group: GroupView, lvs: Sequence[str]) -> None:
+        """A loop device waits 20 ms for a grace period of the kernel, which one of device-mapper
+        need not: they wait together."""
         vg, devices = group.read(), group.devices()
-        for lv in lvs:
-            ((_, _, size),) = places(vg, devices, lv)
-            loops.limit(os.readlink(self.path(vg.name, lv)), size)
+
+        def one(lv: str) -> None:
+            try:
+                self.resize(vg.name, lv, piece(vg, devices, lv)[2])
+            except (OSError, KeyError, ValueError) as error:
+                why = f"{error!r}"
+                raise LogicalVolumeRefreshError(vg=vg.name, lv=lv, reason=why) from error
+
+        if len(lvs) == 1:
+            one(lvs[0])
+        elif lvs:
+            with ThreadPoolExecutor(min(AT_ONCE, len(lvs)), "refresh") as pool:
+                list(pool.map(one, lvs))
+
+    def resize(self, vg: str, lv: str, size: int) -> None:
+        with loops.opened(os.readlink(self._directory / vg / lv)) as loop:
+            values = list(loops.INFO.unpack(fcntl.ioctl(loop, loops.GET_STATUS64, empty())))
+            values[LIMIT] = size
+            fcntl.ioctl(loop, loops.SET_STATUS64, loops.INFO.pack(*values))
 
     def active(self, vg: str) -> Mapping[str, ActiveLv]:
-        """From sysfs, as with device-mapper."""
         found = {}
         with contextlib.suppress(FileNotFoundError):
-            for lv in os.listdir(f"{self._dev}/{vg}"):
-                name = os.path.basename(os.readlink(self.path(vg, lv)))
-                with open(f"/sys/block/{name}/size") as file:
-                    found[lv] = ActiveLv(int(file.read()) * SECTOR)
+            for link in os.scandir(self._directory / vg):
+                name = os.path.basename(os.readlink(link.path))
+                sectors = Path(f"/sys/block/{name}/size").read_text()
+                found[link.name] = ActiveLv(int(sectors) * 512)
         return found
 
-    def clear(self) -> None:
-        """Take away all that there is, at the end."""
-        for root, _, names in os.walk(self._dev, topdown=False):
-            for name in names:
-                loops.release(os.readlink(os.path.join(root, name)))
-                os.unlink(os.path.join(root, name))
-            os.rmdir(root)
+    def close(self) -> list[str]:
+        """What was still in use."""
+        left = []
+        for link in self._directory.glob("*/*"):
+            device = os.readlink(link)
+            try:
+                loops.detach_patiently(device, PATIENCE)
+            except OSError as error:
+                left.append(f"{link.name}: {error}")
+                loops.release(device)
+        os.unlink(self._dev)
+        return left
+
+
+def piece(vg: VolumeGroup, devices: Mapping[str, str], lv: str) -> tuple[str, int, int]:
+    """Device, offset and length; ValueError for a volume of several pieces."""
+    (found,) = places(vg, devices, lv)
+    return found
+
+
+def empty() -> bytes:
+    return bytes(loops.INFO.size)
+
+
+def attach(device: str, offset: int, length: int) -> str:
+    values = list(loops.INFO.unpack(empty()))
+    values[OFFSET], values[LIMIT], values[FLAGS] = offset, length, loops.DIRECT_IO
+    values[NAME] = os.fsencode(device)
+    info = loops.INFO.pack(*values)
+    for _ in range(loops.TRIES):
+        with loops.opened("/dev/loop-control") as control:
+            made = f"/dev/loop{fcntl.ioctl(control, loops.CTL_GET_FREE)}"
+        try:
+            with loops.opened(device) as backing, loops.opened(made) as loop:
+                config = loops.CONFIG.pack(backing, 512) + info + bytes(loops.RESERVED)
+                fcntl.ioctl(loop, loops.CONFIGURE, config)
+        except OSError as error:  # somebody else was quicker, or is just leaving it
+            if error.errno not in (errno.EBUSY, errno.ENXIO):
+                raise
+            time.sleep(0.005)
+        else:
+            return made
+    raise OSError(errno.EBUSY, "no loop device is free")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--volumes", required=True)
+    parser.add_argument("--pieces", type=Path, required=True)
     options, rest = parser.parse_known_args()
-    make_agent = functools.partial(Agent, activation=LoopVolumes(options.volumes))
-    return program.main(rest, make_agent)
+    return program.main(rest, functools.partial(Agent, activation=Pieces(options.pieces)))
 
 
 if __name__ == "__main__":

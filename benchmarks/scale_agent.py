@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import loop_volumes
-from benchmarks.loop_volumes import LoopVolumes
+from benchmarks.loop_volumes import Pieces
 from benchmarks.scale_group import BLANK, EXTENT, Bench, Volume
 from functional.processes import AgentProcess
 from vdsm_storage.domains.block_slots import slot_offset
@@ -194,7 +194,12 @@ class _LoopAgent(AgentProcess):
     """An agent whose active volumes are loop devices."""
 
     def _program(self) -> list[str]:
-        return [sys.executable, "-P", loop_volumes.__file__, "--volumes", str(self.dir)]
+        return [sys.executable, "-P", loop_volumes.__file__, "--pieces", str(pieces_of(self.dir))]
+
+
+def pieces_of(agent: Path) -> Path:
+    """Where an agent's volumes are."""
+    return agent.with_name("pieces")
 
 
 @contextlib.contextmanager
@@ -202,11 +207,12 @@ def _activation(bench: Bench) -> Iterator[tuple[type[AgentProcess], Activation]]
     if kernel_maps():
         yield AgentProcess, DeviceMapper(bench.ours)
         return
-    volumes = LoopVolumes(str(bench.directory / "agent"))
+    volumes = Pieces(pieces_of(bench.directory / "agent"))
     try:
         yield _LoopAgent, volumes
     finally:
-        volumes.clear()
+        if left := volumes.close():
+            print(left, file=sys.stderr)
 
 
 def kernel_maps() -> bool:

@@ -8,22 +8,17 @@ Exit 0 only if every check holds.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import libvirt
-
+from functional import demo_guests
 from functional.demo import BIN, ROOT, CheckFailedError, check, say, title
 from functional.engine.host import FCP, StorageServer
 from functional.guests.libvirtd import Libvirtd
-from functional.lab.guest import why_not
 from functional.luns import Luns
-from functional.processes import AgentProcess, leftovers
+from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
 from functional.thin_lab import (
     CAPACITY,
@@ -39,7 +34,6 @@ from functional.thin_lab import (
 )
 from functional.vm_lab import MIB, Machine, VmLab
 from functional.world import World
-from vdsm_storage.rpc.client import RemoteError
 
 WRITTEN = 6 * GIB
 BEGIN = 512 * MIB  # bytes of the volume
@@ -113,43 +107,14 @@ def chapter(directory: Path) -> None:
     try:
         servers = [StorageServer(FCP, devices=(luns.make(name),)) for name in ("first", "second")]
         standin.start()
-        libvirtd.start()
-        agent.start()
-        lab = VmLab(libvirtd, World(agent, servers, attach=True))
-        try:
-            lab.wait_libvirt()
+        with demo_guests.lab(agent, libvirtd, lambda: World(agent, servers, attach=True)) as lab:
             machine = boot(lab)
             look(lab, machine, write(lab, machine))
             machine.guest.destroy()
-        finally:
-            lab.close()
-        title("Stop")
-        check("the agent ends cleanly on SIGTERM", agent.stop() == "")
     finally:
-        if agent.alive():
-            agent.kill()
-        libvirtd.stop()
         standin.stop()
         luns.close()
-    check("no process, mount or loop device is left", leftovers(directory) == [])
-
-
-def main() -> int:
-    if reason := why_not():
-        say(f"no guest can run here: {reason}")
-        return 1
-    libvirt.registerErrorHandler(lambda *_: None, None)  # they are raised as well
-    directory = Path(tempfile.mkdtemp(prefix="vt", dir=os.environ.get("TMPDIR", "/var/tmp")))
-    directory.chmod(0o755)
-    try:
-        chapter(directory)
-    except (CheckFailedError, RemoteError, AssertionError) as error:
-        say(f"\nThe chapter on thin volumes failed: {error}")
-        say(f"The agent's log: {directory}/agent/agent.log")
-        return 1
-    shutil.rmtree(directory)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(demo_guests.run_chapter("thin volumes", chapter))

@@ -7,26 +7,19 @@ and two disks on a local domain.  Run by demo.py.  Exit 0 only if every check ho
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-import libvirt
-
-from functional import merge_lab
-from functional.demo import CheckFailedError, check, say, title
+from functional import demo_guests, merge_lab
+from functional.demo import check, say, title
 from functional.engine.host import LOCALFS, StorageServer
 from functional.guests.libvirtd import Libvirtd
-from functional.lab.guest import why_not
-from functional.processes import AgentProcess, leftovers
+from functional.processes import AgentProcess
 from functional.vm_lab import Machine, VmLab
 from functional.vm_work import Log, ask, end, follow, path_of, read_log
 from functional.world import World
-from vdsm_storage.rpc.client import RemoteError
 
 STILL = 1.0  # seconds in which a frozen guest writes nothing
 
@@ -130,50 +123,20 @@ def after_all(lab: VmLab, machine: Machine, log: Log) -> None:
 def chapter(directory: Path) -> None:
     title("A libvirtd of its own, in name spaces of its own")
     libvirtd = Libvirtd(directory / "v")
-    libvirtd.start()
     agent = AgentProcess(directory / "agent", True, {"libvirt__uri": libvirtd.uri})
-    try:
-        agent.start()
+    with demo_guests.lab(agent, libvirtd, lambda: storage(directory, agent)) as lab:
         check("an agent serves, connected to it", agent.alive())
-        lab = VmLab(libvirtd, storage(directory, agent))
+        machine = boot(lab)
+        log = Log(machine)
         try:
-            lab.wait_libvirt()
-            machine = boot(lab)
-            log = Log(machine)
-            try:
-                lines, volumes = frozen_snapshot(lab, machine, log)
-                look_into(lab, machine, lines, volumes)
-                merge(lab, machine, log)
-            except BaseException:
-                log.stop()
-                raise
-            after_all(lab, machine, log)
-        finally:
-            lab.close()
-        title("Stop")
-        check("the agent ends cleanly on SIGTERM", agent.stop() == "")
-    finally:
-        if agent.alive():
-            agent.kill()
-        libvirtd.stop()
-    check("no process, mount or loop device is left", leftovers(directory) == [])
-
-
-def main() -> int:
-    if reason := why_not():
-        say(f"no guest can run here: {reason}")
-        return 1
-    libvirt.registerErrorHandler(lambda *_: None, None)  # they are raised as well
-    directory = Path(tempfile.mkdtemp(prefix="vd", dir=os.environ.get("TMPDIR", "/var/tmp")))
-    directory.chmod(0o755)
-    try:
-        chapter(directory)
-    except (CheckFailedError, RemoteError, AssertionError) as error:
-        say(f"\nThe chapter on VMs failed: {error}\nThe agent's log: {directory}/agent/agent.log")
-        return 1
-    shutil.rmtree(directory)
-    return 0
+            lines, volumes = frozen_snapshot(lab, machine, log)
+            look_into(lab, machine, lines, volumes)
+            merge(lab, machine, log)
+        except BaseException:
+            log.stop()
+            raise
+        after_all(lab, machine, log)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(demo_guests.run_chapter("VMs", chapter))

@@ -24,10 +24,15 @@ EXTENT = 128 * 1024**2
 
 
 class Onward:
-    """`device` is what the domain is on.  The guest runs, `pace` writes a second at most."""
+    """`device` is what the domain is on.  The guest runs, `pace` writes a second at most; or it is
+    still to `goes_on`.  `placed` as in guests/spread.py."""
 
-    def __init__(self, lab: VmLab, name: str, device: str, initial: int, pace: int) -> None:
+    def __init__(
+        self, lab: VmLab, name: str, device: str, initial: int, pace: int, *, runs: bool = True,
+        placed: bool = False,
+    ) -> None:  # fmt: skip
         self.lab = lab
+        self.name = name
         self.device = device
         self.serial = lab.libvirtd.directory / f"{name}.numbers"
         image = new_id()
@@ -36,7 +41,10 @@ class Onward:
         path = lab.prepare(self.disk)
         sector = lab.agent.dir / "sector"
         sector.write_bytes(spread.boot_sector())
-        for argv in spread.commands(path, str(sector)):
+        commands = spread.commands(path, str(sector))
+        if placed:
+            commands = spread.placed_commands(path, str(sector), f"{sector}.image")
+        for argv in commands:
             run(*argv)
         tune = f"<iotune><write_iops_sec>{pace}</write_iops_sec></iotune>"
         plan = Plan(
@@ -44,7 +52,8 @@ class Onward:
             devices=writer.serial_xml(self.serial),
         )  # fmt: skip
         self.machine = Machine(lab.guests.create(plan), [self.disk])
-        self.goes_on()
+        if runs:
+            self.goes_on()
 
     # -- the guest ---------------------------------------------------------------------------
 

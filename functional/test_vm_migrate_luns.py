@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 
 from functional.engine.host import FCP, StorageServer
-from functional.migrate_lab import Two, shared, two_hosts
+from functional.migrate_lab import Two, listed, shared, two_hosts
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
+from functional.thin_lab import (
+    begin,
+    check,
+    check_written,
+    device_size,
+    lv_size,
+    thin,
+    thin_disk,
+    wait_armed,
+    writing,
+)
 from functional.vm_create import held, nothing_stays, plan, record, start, xml
 from functional.vm_disks import pdiv, root, source
 from functional.vm_lab import MIB, VmDisk, VmLab
@@ -137,3 +148,28 @@ def test_volume_that_grows_meanwhile(two: Two) -> None:
         assert int(found["apparentsize"]) == size() == 2 * CHUNK
         there.call("VM.migrateCancel", vmID=wanted.id)
         assert volume not in active(there)
+
+
+def test_guest_that_needs_more_meanwhile(two: Two) -> None:
+    """Its volume grows here, and the other host has the new size at once; later it grows there."""
+    here, there = two.both
+    pieces = 24
+    with nothing_stays(here), nothing_stays(there):
+        disk = thin_disk(here, capacity=4096 * MIB)
+        machine = start(here, plan(here, "onward", [disk], boots=True), [disk])
+        begin(machine)
+        wait_armed(here, machine)
+        before = lv_size(here, disk.leaf)
+        two.ask(machine, maxBandwidth=2)
+        here.wait(lambda: here.stats(machine.id).get("migrationProgress", 0) > 2, "progress")
+        machine.guest.send(writing(0, pieces))
+        here.wait(lambda: int(thin(here, machine).get("extends", 0)) > 0, "the volume to grow")
+        there.wait(lambda: device_size(there, disk.leaf) > before, "it to have grown there", 5)
+        assert listed(here, machine.id) == "Migration Source"
+        assert machine.guest.line(300) == "=0"
+        two.has_moved(machine)
+        found = check(there, machine)
+        assert int(found["size"]) > before
+        check_written(there, machine, 0, pieces)
+        assert found["pauses"] == "0"
+        there.call("VM.destroy", vmID=machine.id)

@@ -17,6 +17,7 @@ from functional.guests import writer
 STRIDE = 2 * 1024**2
 PLACE = 2 * STRIDE  # of the first number
 CAPACITY = PLACE + (writer.SLOTS + 2) * STRIDE
+TABLES = 8  # clusters at the begin of an image: all that is no data, and the boot sector
 
 
 def boot_sector() -> bytes:
@@ -25,11 +26,28 @@ def boot_sector() -> bytes:
 
 def commands(path: str, sector: str) -> Sequence[Sequence[str]]:
     """What makes an empty image of `path`, with the boot sector that is in the file `sector`."""
-    options = f"cluster_size={STRIDE}"
+    return _create(path), _boot(path, sector)
+
+
+def placed_commands(path: str, sector: str, work: str) -> Sequence[Sequence[str]]:
+    """The same with a place for each cluster, one behind the other, so that a number is a write of
+    one sector, not of a cluster: for storage that is slow.  `work` is the name of a file for the
+    image meanwhile: it has an end, which `path` need not have room for."""
     return (
-        ("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, str(CAPACITY)),
-        ("qemu-io", "-f", "qcow2", "-n", "-c", f"write -s {sector} 0 512", path),
-    )
+        _create(work, ",preallocation=metadata"), _boot(work, sector),
+        ("dd", "status=none", "conv=notrunc", f"bs={STRIDE}", f"count={TABLES}", f"if={work}",
+         f"of={path}"),
+        ("rm", work),
+    )  # fmt: skip
+
+
+def _create(path: str, more: str = "") -> Sequence[str]:
+    options = f"cluster_size={STRIDE}{more}"
+    return "qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, str(CAPACITY)
+
+
+def _boot(path: str, sector: str) -> Sequence[str]:
+    return "qemu-io", "-f", "qcow2", "-n", "-c", f"write -s {sector} 0 512", path
 
 
 def check(group: Group, lv: str, known: int) -> int:
@@ -45,4 +63,5 @@ def _sectors(group: Group, lv: str) -> Iterator[bytes]:
     table = struct.unpack(f">{count}Q", group.read(lv, l1 & ADDRESS, count * 8))
     for entry in table[first:]:
         place = entry & ADDRESS
-        yield group.read(lv, place, writer.SECTOR) if place else bytes(writer.SECTOR)
+        there = 0 < place < group.size(lv)
+        yield group.read(lv, place, writer.SECTOR) if there else bytes(writer.SECTOR)

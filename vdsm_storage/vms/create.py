@@ -30,7 +30,6 @@ from vdsm_storage.errors import (
     LibvirtTimeout,
     LibvirtUnavailable,
     NoSuchVM,
-    VMExists,
     VMIsDown,
 )
 from vdsm_storage.host.libvirt_life import LibvirtLife
@@ -93,7 +92,7 @@ class Creation:
         order = start_xml.parse_order(vm, params)
         if not self._tools.registry.enabled:
             raise CannotCreateVM(vm=vm, reason="this host has no libvirt: libvirt.uri is empty")
-        self._check_free(vm)
+        self._preparing.check_free(vm)
         self._launches.begin(vm, order.name)
         self._orders[vm] = order
         try:
@@ -121,11 +120,6 @@ class Creation:
         for vm in self._launches.of_status(WAITING):
             if vm not in begun:
                 self._launches.down(vm, Exit.GENERIC_ERROR, "The agent ended before it was begun")
-
-    def _check_free(self, vm: str) -> None:
-        with contextlib.suppress(NoSuchVM, VMIsDown):
-            self._tools.registry.state(vm)
-            raise VMExists(vm=vm)
 
     def _run(self, order: Order) -> None:
         volumes = order.volumes
@@ -160,13 +154,7 @@ class Creation:
         order = self._orders[vm]
         self._going[vm] = op
         with self._keeping.turn(vm, *order.volumes):
-            self._check_free(vm)
-            leases = self._preparing.check(order)
-            op.record(begun=True)
-            op.step("begun")
-            self._tools.secrets.give(vm, order.secrets)
-            op.step("secrets")
-            self._preparing.prepare(order, leases)
+            self._preparing.make_ready(op, order)
             op.step("prepared")
             self._start(order, op.id)
             op.step("started", abortable=False)
@@ -220,12 +208,7 @@ class Creation:
                 if not runs:
                     # Should libvirt have been told to start it, and not have come to that yet.
                     self._launches.give_up(vm, op.id)
-                    held = self._tools.holdings.of(vm)
-                    for volume in volumes:
-                        if volume in held:
-                            self._keeping.release_held(vm, volume)
-                    if not self._runs(vm):  # not another one of that UUID
-                        self._tools.secrets.release(vm)
+                    self._preparing.let_go(vm, volumes)
         if runs:
             self._is_up(vm)
         elif vm not in self._orders and self._launches.waiting(vm):  # from before a restart
@@ -261,18 +244,11 @@ class Creation:
         except AgentError as error:  # a new connection will tell
             log.info("VM %s: %s", vm, error)
 
-    def _runs(self, vm: str) -> bool:
-        try:
-            self._tools.registry.state(vm)
-        except (NoSuchVM, VMIsDown):
-            return False
-        return True
-
     def _end(self, vm: str) -> None:
         """Raises VmError, 59."""
         self._libvirt.destroy(vm, gracefully=False)
         end = Deadline(self._tools.clock, ENDED)
-        while self._runs(vm) and not end.passed():
+        while self._preparing.runs(vm) and not end.passed():
             self._tools.clock.wait(self._never, LOOK)
 
     # -- what libvirt tells ------------------------------------------------------------------

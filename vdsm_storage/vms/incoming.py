@@ -11,7 +11,6 @@ All that is an operation which outlives the agent: libvirt goes on without.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -30,7 +29,6 @@ from vdsm_storage.errors import (
     MigrationError,
     MigrationLimitExceeded,
     NoSuchVM,
-    VMExists,
     VMIsDown,
 )
 from vdsm_storage.host.libvirt_life import LibvirtLife
@@ -106,7 +104,7 @@ class Incoming:
         order = migrate_xml.without_volume_leases(start_xml.parse_order(vm, told))
         if not self._tools.registry.enabled:
             raise CannotCreateVM(vm=vm, reason="this host has no libvirt: libvirt.uri is empty")
-        self._check_free(vm)
+        self._preparing.check_free(vm)
         mine = _Announced(order)
         with self._lock:
             others = len(self._launches.of_status(COMING))
@@ -169,11 +167,6 @@ class Incoming:
         with self._happened:
             self._happened.notify_all()
 
-    def _check_free(self, vm: str) -> None:
-        with contextlib.suppress(NoSuchVM, VMIsDown):
-            self._tools.registry.state(vm)
-            raise VMExists(vm=vm)
-
     def _start(self, order: Order) -> None:
         volumes = order.volumes
         self._tools.runner.run(
@@ -213,13 +206,7 @@ class Incoming:
         order = mine.order
         self._going[vm] = op
         with self._keeping.turn(vm, *order.volumes):
-            self._check_free(vm)
-            leases = self._preparing.check(order)
-            op.record(begun=True)
-            op.step("begun")
-            self._tools.secrets.give(vm, order.secrets)
-            op.step("secrets")
-            self._preparing.prepare(order, leases)
+            self._preparing.make_ready(op, order)
             self._see_sizes(order)
             op.record(prepared=True)
             op.step("prepared")
@@ -292,11 +279,7 @@ class Incoming:
             with self._keeping.turn(vm, *volumes):
                 here = self._is_or_ends(vm)
                 if not here:
-                    held = self._tools.holdings.of(vm)
-                    for volume in volumes:
-                        if volume in held:
-                            self._keeping.release_held(vm, volume)
-                    self._tools.secrets.release(vm)
+                    self._preparing.let_go(vm, volumes)
         self._going.pop(vm, None)
         if here:
             self._is_here(vm)

@@ -4,11 +4,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vdsm_storage.errors import AgentError, CannotCreateVM, CannotPrepareImage
+from vdsm_storage.errors import (
+    AgentError,
+    CannotCreateVM,
+    CannotPrepareImage,
+    NoSuchVM,
+    VMExists,
+    VMIsDown,
+)
 from vdsm_storage.images import metadata as md
+from vdsm_storage.jobs.operation import Operation
 from vdsm_storage.leases.external import LeaseRef
 from vdsm_storage.leases.model import LeaseSpec
 from vdsm_storage.vms import start_xml
@@ -29,7 +38,39 @@ class Preparing:
         self._keeping = keeping
         self._lease = lease
 
-    def check(self, order: Order) -> Found:
+    def check_free(self, vm: str) -> None:
+        """Raises VMExists (4)."""
+        if self.runs(vm):
+            raise VMExists(vm=vm)
+
+    def runs(self, vm: str) -> bool:
+        """Whether libvirt has it.  Raises 59."""
+        with contextlib.suppress(NoSuchVM, VMIsDown):
+            self._tools.registry.state(vm)
+            return True
+        return False
+
+    def make_ready(self, op: Operation, order: Order) -> None:
+        """All that a VM needs before libvirt is told of it, in the operation's steps "begun" and
+        "secrets".  Raises 4, 1630, 936, 9, 73."""
+        self.check_free(order.vm)
+        leases = self._check(order)
+        op.record(begun=True)
+        op.step("begun")
+        self._tools.secrets.give(order.vm, order.secrets)
+        op.step("secrets")
+        self._prepare(order, leases)
+
+    def let_go(self, vm: str, volumes: Sequence[VolumePath]) -> None:
+        """What make_ready has done, as far as it came."""
+        held = self._tools.holdings.of(vm)
+        for volume in volumes:
+            if volume in held:
+                self._keeping.release_held(vm, volume)
+        if not self.runs(vm):  # not another one of that UUID
+            self._tools.secrets.release(vm)
+
+    def _check(self, order: Order) -> Found:
         """Every volume and lease is there; nothing is touched.  Raises 1630, 936, 9."""
         for disk in order.disks:
             volume = disk.volume
@@ -49,7 +90,7 @@ class Preparing:
                 raise CannotCreateVM(vm=order.vm, reason=reason)
         return [(lease, self._lease(ref)) for lease, ref in order.leases]
 
-    def prepare(self, order: Order, leases: Found) -> None:
+    def _prepare(self, order: Order, leases: Found) -> None:
         """Make its volumes usable for it, and say in its XML where everything is."""
         for disk in order.disks:
             if disk.volume is not None:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that write at different rates, all at once, each until its disk is full, through some
+dozens of extensions: none of them meets the end of its volume.
+
+QEMU storage daemons do the same in benchmarks/extend_cycles.py, more slowly and faster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from functional.guests.spread import STRIDE
+from functional.guests.writer import SLOTS
+from functional.onward import EXTENT, Onward
+from functional.thin_lab import check, history, wait_armed
+from functional.vm_lab import VmLab
+from functional.vm_luns import MakeStandIn, StartAgent, luns_lab
+
+PACES = (1, 8, 32, 64, 64, 128, 128)  # numbers a second, each of which takes 2 MiB
+FASTER = 32  # these write all of their disks
+HEADROOM = EXTENT  # of an idle disk
+NICE = 10  # of guests: the agent's unit puts it above them
+PATIENCE = 400.0  # seconds; 64 on a quiet machine
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def lab(
+    workdir: Path, start_agent: StartAgent, make_standin: MakeStandIn,
+    make_luns: Callable[..., list[str]],
+) -> Iterator[VmLab]:  # fmt: skip
+    policy = {"headroom_min": HEADROOM, "chunk_min": EXTENT, "chunk_max": EXTENT}
+    limits = {f"thin__{name}": str(value) for name, value in policy.items()}
+    luns = make_luns(2, 64 * 1024**3)
+    with luns_lab(workdir, start_agent, make_standin, luns, **limits) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def guests(lab: VmLab) -> Iterator[list[Onward]]:
+    """They run when all are there."""
+    device = lab.world.places[lab.world.main].devices[0]
+    made = []
+    for number, pace in enumerate(PACES):
+        guest = Onward(lab, f"rate-{number}", device, 2 * EXTENT, pace, runs=False, placed=True)
+        made.append(guest)
+        wait_armed(lab, guest.machine)
+        for thread in os.listdir(f"/proc/{lab.libvirtd.qemu(guest.name)}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
+    for guest in made:
+        guest.goes_on()
+    yield made
+    for guest in made:
+        guest.close()
+
+
+def test_none_meets_the_end(lab: VmLab, guests: list[Onward]) -> None:
+    fast = [guest for guest, pace in zip(guests, PACES, strict=True) if pace >= FASTER]
+    lab.wait(lambda: all(guest.told() > SLOTS for guest in fast), "disks to be full", PATIENCE)
+    for guest in guests:
+        guest.stops()
+    extends = 0
+    for guest, pace in zip(guests, PACES, strict=True):
+        known, found = guest.told(), check(lab, guest.machine)
+        assert guest.check_numbers(known) >= known
+        extends += int(found["extends"])
+        # What it writes while it waits for space is less than what it has: promised.
+        if pace * STRIDE * float(found["maxLatency"]) <= HEADROOM:
+            assert found["pauses"] == "0", found
+            assert "paused" not in history(lab, guest.machine)
+        if guest in fast:
+            assert int(found["size"]) >= SLOTS * STRIDE
+            assert int(found["extends"]) >= SLOTS * STRIDE // EXTENT // 2
+    assert extends > 100
