@@ -129,7 +129,7 @@ class Hypervisor:
 
     # -- what is asked -----------------------------------------------------------------------
 
-    def arm(self, vm: str, _node: str, offset: int) -> None:
+    def arm(self, vm: str, _node: str, offset: int, _timeout: float) -> None:
         if vm in self._monitors:
             how = {"node-name": STORAGE, "write-threshold": offset}
             self._monitors[vm].call("block-set-write-threshold", **how)

@@ -31,7 +31,7 @@ NEVER: Final = float("inf")
 
 COLOURS: Final[Mapping[str, str]] = {
     "armed": "green", "extending": "cyan", "throttled": "yellow", "full": "bold red",
-    "unarmed": "magenta", "at limit": "dim",
+    "unarmed": "magenta", "polled": "blue", "at limit": "dim",
 }  # fmt: skip
 # (heading, how soon a narrow terminal does without it; 0 is never)
 COLUMNS: Final = (

@@ -51,9 +51,11 @@ class Crossed:
 class LibvirtThresholds(LibvirtDisks):
     """Disks are named by their targets, layers as said above."""
 
-    def arm(self, vm: str, node: str, offset: int) -> None:
+    def arm(self, vm: str, node: str, offset: int, timeout: float) -> None:
         """Tell, once, when the guest writes at or beyond `offset`; 0 for never."""
-        self._on(vm, "watch a disk", lambda domain: domain.setBlockThreshold(node, offset, 0))
+        self._on(
+            vm, "watch a disk", lambda domain: domain.setBlockThreshold(node, offset, 0), timeout
+        )
 
     def written(self, vm: str, layer: str) -> tuple[int, int]:
         """Highest byte written, and bytes of the device: of a disk's top layer by its target, of

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,10 +41,12 @@ class _Slow:
 
 
 class Brake:
-    """Off: nothing is ever slowed; what was is released."""
+    """Off: nothing is ever slowed; what was is released.  `busy(vm)`: libvirt would keep calls
+    waiting that change something of the VM."""
 
-    def __init__(self, tools: ThinTools) -> None:
+    def __init__(self, tools: ThinTools, busy: Callable[[str], bool]) -> None:
         self._tools = tools
+        self._busy = busy
         self._crew: Crew[_Slow] = Crew(
             tools.lanes, "thin brake", WORKERS, lambda slow: slow.each.vm, self._lower
         )
@@ -119,7 +121,7 @@ class Brake:
         each, tools = slow.each, self._tools
         try:
             rate = self._rate(each, slow.seconds)
-            if rate is None or not self._wanting(each):
+            if rate is None or not self._wanting(each) or self._busy(each.vm):
                 return
             tools.throttles.lower(each.vm, each.name, rate)
             if not self._wanting(each):  # since just now, and nobody saw that it is to be released
@@ -138,8 +140,10 @@ class Brake:
         return bool(each.started) and not each.paused and self._tools.board.has(each)
 
     def release(self, each: Watched) -> None:
-        """It has room again.  Raises VmError, 59, OSError."""
+        """It has room again; later, if its VM is busy.  Raises VmError, 59, OSError."""
         tools = self._tools
+        if self._busy(each.vm):
+            return
         tools.throttles.lift(each.vm, each.name)
         if each.throttle:
             each.throttle_time += tools.clock.monotonic() - each.throttle_since

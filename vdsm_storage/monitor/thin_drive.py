@@ -18,6 +18,7 @@ log = logging.getLogger("thin")
 
 UNARMED: Final = "unarmed"  # not watched, yet or any more
 ARMED: Final = "armed"
+POLLED: Final = "polled"  # libvirt lets nobody arm it now: looked at instead
 EXTENDING: Final = "extending"
 FULL: Final = "full"  # the volume group has no more space
 AT_LIMIT: Final = "at limit"  # a qcow2 volume of its capacity cannot need more

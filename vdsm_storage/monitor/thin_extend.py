@@ -26,6 +26,7 @@ from vdsm_storage.monitor import thin_drive as td
 from vdsm_storage.monitor import thin_history as th
 from vdsm_storage.monitor.crew import Crew
 from vdsm_storage.monitor.thin_brake import Brake
+from vdsm_storage.monitor.thin_close import Closely
 from vdsm_storage.monitor.thin_drive import Watched
 from vdsm_storage.monitor.thin_mirrors import Mirrors
 from vdsm_storage.monitor.thin_space import Space
@@ -48,9 +49,10 @@ class Extending:
     def __init__(self, tools: ThinTools, look: Callable[[str], None]) -> None:
         self._tools = tools
         self._look = look
-        self.brake = Brake(tools)
         self.space = Space(tools, self.want)
         self._mirrors = Mirrors(tools)
+        self._closely = Closely(tools, self.want, self.arm_again, look)
+        self.brake = Brake(tools, self._closely.must)
         self._growing: Crew[Watched] = Crew(
             tools.lanes, "thin", DOMAINS, lambda each: each.volume.domain, self._grow, whole=True
         )
@@ -99,8 +101,7 @@ class Extending:
             each.limit = each.size + tools.policy.extent
             log.warning("VM %s disk %s needs more than it may: now %d bytes", each.vm, each.name,
                         each.limit)  # fmt: skip
-        planned = each.plan(tools.policy, now, tools.tail(each.volume.domain))
-        return planned.target
+        return each.plan(tools.policy, now, self._closely.latency(each)).target
 
     def _extend(self, wants: Mapping[Watched, int]) -> None:
         since = {each: each.started for each in wants}
@@ -189,7 +190,7 @@ class Extending:
         began = each.started
         try:
             tools.before_resume(each.vm, each.name, each.volume)
-            if each.paused:
+            if each.paused and not self._closely.must(each.vm):
                 self._resume(each)
             tools.reach("thin:resumed")
             self._arm(each)
@@ -210,19 +211,20 @@ class Extending:
         """First armed, then looked: what the guest writes in between is seen by one of them."""
         tools = self._tools
         now = tools.clock.monotonic()
-        tail = tools.tail(each.volume.domain)
-        planned = each.plan(tools.policy, now, tail)
+        latency = self._closely.latency(each)
+        planned = each.plan(tools.policy, now, latency)
         threshold = planned.threshold
         if planned.target is not None:
             threshold = max(1, each.size - each.headroom)
         each.threshold = threshold or 0
-        tools.libvirt.arm(each.vm, each.node, each.threshold)
+        if not self._closely.arm(each):
+            return
         tools.reach("thin:armed")
         allocation, size = tools.libvirt.written(each.vm, each.layer)
         now = tools.clock.monotonic()
         each.size = size or each.size
         each.saw(now, allocation)
-        if each.plan(tools.policy, now, tail).target is not None:
+        if each.plan(tools.policy, now, latency).target is not None:
             self.want(each, now)
         elif each.threshold:
             each.state = td.ARMED

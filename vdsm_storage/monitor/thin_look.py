@@ -32,6 +32,9 @@ from vdsm_storage.vms.registry import Definition
 ALL: Final = ""  # in place of a VM
 WORKERS: Final = 16
 RETRY: Final = 5.0  # seconds after a look that failed
+# After one that a busy QEMU did not answer, twice as long each further time, up to RETRY: libvirt
+# tells that a VM has started before it can be asked about its disks.
+SOON: Final = 0.1
 
 log = logging.getLogger("thin")
 
@@ -40,6 +43,7 @@ class Looking:
     def __init__(self, tools: ThinTools) -> None:
         self._tools = tools
         self._crew: Crew[str] = Crew(tools.lanes, "thin look", WORKERS, str, self._look)
+        self._silent: dict[str, float] = {}  # VMs whose QEMU did not answer: the last wait
         self.extending = Extending(tools, self.vm)
 
     def vm(self, vm: str) -> None:
@@ -103,27 +107,35 @@ class Looking:
         """`fresh`: what is known of the volumes is read again, too."""
         tools, vm = self._tools, state.id
         paused = self._without_space(state) if drives else set()
-        watched = []
+        watched, silent = [], False
         for key, drive in drives.items():
             each, name = self._found(vm, drive, fresh=fresh), drive.name
             if each is None:
                 continue
             watched.append(name)
             extent = extents.get(key)
-            if extent is None:  # its QEMU hangs
-                tools.alarms.after(RETRY, lambda: self._crew.put(vm))
+            if extent is None:  # its QEMU is busy, or hangs
+                silent = True
                 continue
             found_paused = name in paused and not each.paused
             each.paused = each.paused or found_paused
             self._consider(each, extent)
             if found_paused:
                 tools.note(each, th.PAUSED)
+        self._ask_again(vm, silent)
         for each in tools.board.keep(vm, watched):
             log.info("VM %s disk %s is not watched any more", vm, each.name)
         if not watched and not tools.board.of(vm):
             return
         for name in watched:
             self._release(vm, name)
+
+    def _ask_again(self, vm: str, silent: bool) -> None:
+        if not silent:
+            self._silent.pop(vm, None)
+            return
+        wait = self._silent[vm] = min(RETRY, 2 * self._silent.get(vm, SOON / 2))
+        self._tools.alarms.after(wait, lambda: self._crew.put(vm))
 
     def _found(self, vm: str, drive: Drive, *, fresh: bool) -> Watched | None:
         """None for one that does not grow."""
@@ -188,6 +200,7 @@ class Looking:
 
     def forget(self, vm: str) -> None:
         """It has ended."""
+        self._silent.pop(vm, None)
         self._tools.board.keep(vm, ())
         self._tools.throttles.forget(vm)
         self._tools.history.forget(vm)

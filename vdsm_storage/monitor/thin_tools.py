@@ -31,7 +31,8 @@ from vdsm_storage.vms.throttle import Throttles
 @dataclass(frozen=True)
 class ThinTools:
     """`publish(method, params)` sends an event; `reach(point)` is where tests kill the agent;
-    `before_resume(vm, drive, volume)` is told that a volume has grown, before its guest is."""
+    `before_resume(vm, drive, volume)` is told that a volume has grown, before its guest is;
+    `leaving(vm)` whether a VM is on its way to another host."""
 
     registry: Registry
     libvirt: LibvirtThresholds
@@ -46,6 +47,7 @@ class ThinTools:
     publish: Callable[[str, Mapping[str, object]], None]
     reach: Callable[[str], None]
     before_resume: Callable[[str, str, VolumePath], None] = lambda vm, drive, volume: None
+    leaving: Callable[[str], bool] = lambda vm: False
     board: Board = field(default_factory=Board)
     latencies: defaultdict[str, Latencies] = field(init=False)  # by domain
     alarms: Alarms = field(init=False)
