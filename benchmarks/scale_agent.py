@@ -8,7 +8,9 @@ take its place (loop_volumes.py).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import sys
 import time
 import uuid
@@ -26,10 +28,32 @@ from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.rpc.client import Client, Pending
 
 RAW, COW = 5, 4
-POLL = 0.0002  # seconds between two looks at a task's entry
+CREATED, MOVED_TO = 0x100, 0x80  # inotify(7)
+SILENCE = 1.0  # seconds without a change of the journal until it is looked at all the same
 PATIENCE = 120.0  # seconds
 UNREADY = "RHAT_storage_domain_UNREADY"
 DEVICE_MAPPER = Path("/dev/mapper/control")
+
+
+class Changes:
+    """Of the names in a directory, by inotify."""
+
+    def __init__(self, directory: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(os.O_CLOEXEC)
+        if self._fd < 0 or libc.inotify_add_watch(
+            self._fd, os.fsencode(directory), CREATED | MOVED_TO
+        ) < 0:  # fmt: skip
+            raise OSError(ctypes.get_errno(), f"{directory} cannot be watched")
+
+    def wait(self) -> None:
+        """For one or more since the last time."""
+        ready, _, _ = select.select([self._fd], [], [], SILENCE)
+        if ready:
+            os.read(self._fd, 65536)
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class Domain:
@@ -39,6 +63,7 @@ class Domain:
         self.bench, self.process, self.activation = bench, process, activation
         self.client = Client.dev(str(process.dir), timeout=300.0)
         self.id, self.pool = bench.name, str(uuid.uuid4())
+        self._changes = Changes(process.dir / "state" / "journal")
 
     def make(self) -> None:
         """The domain and its pool."""
@@ -73,6 +98,10 @@ class Domain:
                 raise SystemExit("the domain does not become usable")
             time.sleep(0.1)
 
+    def close(self) -> None:
+        self.client.close()
+        self._changes.close()
+
     # -- verbs -------------------------------------------------------------------------------
 
     def call(self, verb: str, params: dict[str, Any]) -> Any:
@@ -94,8 +123,9 @@ class Domain:
         return took
 
     def _end(self, task: str) -> None:
-        """Asking the agent again and again would cost it as much as its work.  Its journal tells
-        when asking is worth while: a task that has ended is written there.
+        """Asking the agent again and again would cost it as much as its work, and looking at files
+        the CPU that lvm needs.  Its journal tells when asking is worth while: a task that has ended
+        is written there, and the kernel tells of that.
         """
         entry = self.process.dir / "state" / "journal" / f"{task}.json"
         new = entry.with_name(f"{entry.name}.new")
@@ -103,7 +133,7 @@ class Domain:
             while not new.exists() and '"state": "finished"' not in entry.read_text():
                 if not self.process.alive():
                     raise SystemExit("the agent died")
-                time.sleep(POLL)
+                self._changes.wait()
             status = self.call("Task.getStatus", {"taskID": task})
             if status["taskState"] == "finished":
                 break
@@ -184,7 +214,7 @@ def served(bench: Bench, process: AgentProcess, activation: Activation) -> Itera
             domain.make()
             yield domain
         finally:
-            domain.client.close()
+            domain.close()
     finally:
         if wrong := process.stop():
             print(wrong)
