@@ -39,11 +39,15 @@ class Launcher:
     def start(self, command: Command) -> Process:
         """The command, without input or limits of its own.  Raises CommandError."""
         shell = self._take()
-        if shell is not None:
-            if _become(shell, command):
-                return shell
-            _end(shell)
-        return run.start(command)
+        try:
+            if shell is not None:
+                if _become(shell, command):
+                    return shell
+                _end(shell)
+            return run.start(command)
+        finally:
+            # Not before: to make a process keeps this one's threads waiting for a millisecond.
+            self._order(taken=shell is not None)
 
     def close(self) -> None:
         """No more shells; without this, the last one ends with the process."""
@@ -58,15 +62,18 @@ class Launcher:
 
     def _take(self) -> Process | None:
         with self._lock:
-            shell = None if self._ready.empty() else self._ready.get()
-            if shell is not None or not self._ordered:
+            return None if self._ready.empty() else self._ready.get()
+
+    def _order(self, *, taken: bool) -> None:
+        """Another shell, in place of one that was taken, or the first."""
+        with self._lock:
+            if taken or not self._ordered:
                 self._ordered = True
                 self._orders.put(True)
             if self._thread is None:
                 # Children die with the thread that started them: this one stays.
                 self._thread = threading.Thread(target=self._keep, name="launcher", daemon=True)
                 self._thread.start()
-        return shell
 
     def _keep(self) -> None:
         while self._orders.get():
