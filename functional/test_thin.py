@@ -4,7 +4,6 @@ device-mapper."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -21,6 +20,7 @@ from functional.thin_lab import (
     GIB,
     PIECE,
     begin,
+    broken_lvm,
     check,
     check_written,
     delete,
@@ -131,18 +131,6 @@ def test_libvirt_goes_away(lab: VmLab, vm: Machine) -> None:
     lab.wait_libvirt()
     wait_thin(lab, vm, lambda one: int(one["extends"]) > 0, "the volume to grow")
     check(lab, vm)
-
-
-@contextlib.contextmanager
-def broken_lvm(lab: VmLab) -> Iterator[None]:
-    locks = lab.agent.dir / "run" / "lvm" / "locks"
-    locks.rename(locks.with_name("away"))
-    locks.write_text("lvm cannot make its locks here")
-    try:
-        yield
-    finally:
-        locks.unlink()
-        locks.with_name("away").rename(locks)
 
 
 def test_lvm_fails(lab: VmLab, vm: Machine) -> None:

@@ -14,10 +14,13 @@ from functional.migrate_lab import Two, listed, shared, two_hosts
 from functional.processes import AgentProcess
 from functional.standin.process import StandInProcess
 from functional.thin_lab import (
+    PIECE,
     begin,
+    broken_lvm,
     check,
     check_written,
     device_size,
+    limits,
     lv_size,
     thin,
     thin_disk,
@@ -175,4 +178,31 @@ def test_guest_that_needs_more_meanwhile(two: Two) -> None:
         assert int(found["size"]) > before
         check_written(there, machine, 0, pieces)
         assert found["pauses"] == "0"
+        there.call("VM.destroy", vmID=machine.id)
+
+
+def test_guest_that_is_slowed(two: Two) -> None:
+    """For want of space, which the other host has: it has its user's limits there."""
+    here, there = two.both
+    pieces = 24
+    with nothing_stays(here), nothing_stays(there):
+        disk = thin_disk(here, capacity=4096 * MIB)
+        machine = start(here, plan(here, "slowed", [disk], boots=True), [disk])
+        begin(machine)
+        wait_armed(here, machine)
+        user = {"write_iops_sec": 5000, "read_bytes_sec": 512 * MIB}
+        here.call("VM.setIoTune", vmID=machine.id, tunables=[{"name": "vda", "ioTune": user}])
+        with broken_lvm(here):
+            machine.guest.send(writing(0, pieces))
+            wait_thin(here, machine, lambda one: int(one["throttle"]) > 0, "it to be slowed")
+            assert limits(machine)["write_bytes_sec"]
+            two.ask(machine)
+            two.has_moved(machine)
+        assert {key: value for key, value in limits(machine).items() if value} == user
+        wait_thin(
+            there, machine, lambda one: int(one["allocation"]) >= pieces * PIECE, "it to write",
+            timeout=120,
+        )  # fmt: skip
+        check(there, machine)
+        check_written(there, machine, 0, pieces)
         there.call("VM.destroy", vmID=machine.id)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from functional.checker.group import read_group
@@ -124,6 +125,19 @@ def sound(lab: VmLab, disk: VmDisk) -> None:
     path = path_of(lab, disk, disk.leaf)
     done = subprocess.run(["qemu-img", "check", "-q", path], check=False, timeout=120)
     assert done.returncode in (0, 3), done
+
+
+@contextlib.contextmanager
+def broken_lvm(lab: VmLab) -> Iterator[None]:
+    """No volume of its host can be changed."""
+    locks = lab.agent.dir / "run" / "lvm" / "locks"
+    locks.rename(locks.with_name("away"))
+    locks.write_text("lvm cannot make its locks here")
+    try:
+        yield
+    finally:
+        locks.unlink()
+        locks.with_name("away").rename(locks)
 
 
 def history(lab: VmLab, machine: Machine, name: str = "vda") -> list[str]:

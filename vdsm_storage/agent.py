@@ -232,7 +232,7 @@ class Agent:
             vms.registry, LibvirtThresholds(self._libvirt), domains, extender, disks.throttles,
             history, policy_of(settings), settings, self._lanes, self._clock,
             self._broker.publish_event, self._crash.reach, Moving(vms.migrations).refresh,
-            vms.migrations.leaving,
+            vms.migrations.sending,
         )  # fmt: skip
         return Thin(tools)
 

@@ -31,7 +31,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.leaving = False
+        self.sending = False
         self.error: Exception | None = None  # of the next calls
         self.allocation = 0
         self.armed: list[int] = []
@@ -43,7 +43,7 @@ class World:
             lanes=Lanes(SystemClock()), clock=SimpleNamespace(monotonic=lambda: self.now),
             libvirt=SimpleNamespace(arm=self._arm, written=self._written), policy=Policy(),
             alarms=SimpleNamespace(after=self._after), board=board, tail=lambda _domain: TAIL,
-            note=lambda _each, what: self.told.append(what), leaving=lambda _vm: self.leaving,
+            note=lambda _each, what: self.told.append(what), sending=lambda _vm: self.sending,
         )  # fmt: skip
         self.each = Watched(VM, "vda", "ua-disk").successor("vda[1]", VolumePath("d", "i", "v"))
         self.each.size, self.each.limit, self.each.threshold = SIZE, 16 * SIZE, 768 * MIB
@@ -97,7 +97,7 @@ def test_usually_it_is_armed() -> None:
 def test_one_that_moves_is_looked_at() -> None:
     """Until it needs more: then it is extended, and looked at again; until it may be armed."""
     world = World()
-    world.leaving = True
+    world.sending = True
     assert not world.closely.arm(world.each)
     assert not world.closely.arm(world.each)  # once more changes nothing
     assert (world.armed, world.each.state, world.each.threshold) == ([], td.POLLED, 0)
@@ -112,7 +112,7 @@ def test_one_that_moves_is_looked_at() -> None:
     assert world.told == ["looked", "want"]
     assert world.alarms == []
     assert not world.closely.arm(world.each)
-    world.leaving = False
+    world.sending = False
     world.pass_time()
     assert world.told == ["looked", "want", "arm again"]
     assert world.closely.arm(world.each)
@@ -149,7 +149,7 @@ def test_other_failures_are_the_callers(error: Exception) -> None:
 
 def test_a_vm_that_changed_is_looked_at_anew() -> None:
     world = World()
-    world.leaving = True
+    world.sending = True
     world.closely.arm(world.each)
     world.error = VmError(Why.OTHER, "no such disk")
     world.pass_time()
@@ -159,7 +159,7 @@ def test_a_vm_that_changed_is_looked_at_anew() -> None:
 
 def test_one_that_is_gone_is_left_alone() -> None:
     world = World()
-    world.leaving = True
+    world.sending = True
     world.closely.arm(world.each)
     world.board.keep(VM, ())
     ((_, call),) = world.alarms

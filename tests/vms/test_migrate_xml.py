@@ -109,3 +109,24 @@ def test_what_cannot_move() -> None:
     mirror = f"<mirror type='file' job='copy'><source file='{path('x', BASE)}'/></mirror>"
     text = vm("here").replace("<target dev='vda'", f"{mirror}<target dev='vda'")
     assert "being copied" in why(text)
+
+
+def test_slowed_disks_have_their_users_limits_there() -> None:
+    """Whether or not the user gave them any."""
+    slow = "<iotune><write_bytes_sec>1048576</write_bytes_sec></iotune><target dev='vd"
+    own = vm("here").replace("<target dev='vd", slow)
+    limits = {
+        "vda": {"total_bytes_sec": 0, "read_iops_sec": 200, "write_bytes_sec": 9 << 30},
+        "vdb": {"write_bytes_sec": 0},
+    }
+    found = parse(migrate_xml.with_limits(own, limits))
+    first, second = found.findall("./devices/disk")
+    assert {each.tag: each.text for each in first.iterfind("./iotune/*")} == {
+        "read_iops_sec": "200", "write_bytes_sec": str(9 << 30),
+    }  # fmt: skip
+    assert second.find("iotune") is None
+    only = parse(migrate_xml.with_limits(own, {"vdb": {}}))
+    assert [disk.find("iotune") is not None for disk in only.iterfind("./devices/disk")] == [
+        True, False,
+    ]  # fmt: skip
+    assert migrate_xml.with_limits(own, {}) == own

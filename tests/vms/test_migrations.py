@@ -47,6 +47,25 @@ def test_destination_is_known_while_it_moves() -> None:
     assert migrations.count() == 0
 
 
+def test_it_is_sent_when_libvirt_is_told_to() -> None:
+    """Not while it waits for its turn."""
+    migrations = Migrations(Asked())
+    migrations.send("vm")
+    assert not migrations.sending("vm")
+    migrations.begin("vm", "there")
+    assert not migrations.sending("vm")
+    migrations.send("vm")
+    assert migrations.sending("vm")
+    assert migrations.sent("vm", 40)
+    assert migrations.sending("vm")
+    migrations.ended("vm", MigrationError(vm="vm", reason="it stays"))
+    assert not migrations.sending("vm")
+    migrations.send("vm")
+    assert not migrations.sending("vm")
+    migrations.begin("vm", "there")
+    assert not migrations.sending("vm")
+
+
 def test_status() -> None:
     migrations = Migrations(Asked())
     with pytest.raises(MigrationNotInProgress):

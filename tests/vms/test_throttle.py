@@ -71,6 +71,7 @@ def test_the_user_s_limits_come_back(tmp_path: Path, user: dict[str, int]) -> No
     one.lower(VM, "vda", 500)
     assert max(disks.limits[WRITE], disks.limits[TOTAL]) == min([500, *user.values()])
     assert one.lowered() == [(VM, "vda")]
+    assert one.of(VM) == {"vda": one.user(VM, "vda")}
     assert one.user(VM, "vda") == {**NONE, **user}
     one.lift(VM, "vda")
     assert disks.limits == {**NONE, **user}

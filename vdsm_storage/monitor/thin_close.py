@@ -74,7 +74,7 @@ class Closely:
         if until and self._tools.clock.monotonic() >= until:
             self._busy.pop(vm, None)
             until = 0.0
-        return bool(until) or self._tools.leaving(vm)
+        return bool(until) or self._tools.sending(vm)
 
     def latency(self, each: Watched) -> float:
         """Seconds from the guest's write to more space, at worst."""

@@ -32,7 +32,7 @@ from vdsm_storage.vms.throttle import Throttles
 class ThinTools:
     """`publish(method, params)` sends an event; `reach(point)` is where tests kill the agent;
     `before_resume(vm, drive, volume)` is told that a volume has grown, before its guest is;
-    `leaving(vm)` whether a VM is on its way to another host."""
+    `sending(vm)` whether a VM is being sent to another host."""
 
     registry: Registry
     libvirt: LibvirtThresholds
@@ -47,7 +47,7 @@ class ThinTools:
     publish: Callable[[str, Mapping[str, object]], None]
     reach: Callable[[str], None]
     before_resume: Callable[[str, str, VolumePath], None] = lambda vm, drive, volume: None
-    leaving: Callable[[str], bool] = lambda vm: False
+    sending: Callable[[str], bool] = lambda vm: False
     board: Board = field(default_factory=Board)
     latencies: defaultdict[str, Latencies] = field(init=False)  # by domain
     alarms: Alarms = field(init=False)

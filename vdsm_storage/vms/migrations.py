@@ -36,10 +36,12 @@ class Destination:
 
 @dataclass(frozen=True)
 class Migration:
-    """`percent` of the memory is sent; `downtime` in milliseconds, of one that is done."""
+    """`percent` of the memory is sent, `sending` once libvirt has that to do; `downtime` in
+    milliseconds, of one that is done."""
 
     peer: str
     going: bool = True
+    sending: bool = False
     percent: int = 0
     downtime: int = 0
     error: AgentError | None = None
@@ -59,6 +61,11 @@ class Migrations:
     def leaving(self, vm: str) -> bool:
         found = self._known.get(vm)
         return found is not None and found.going
+
+    def sending(self, vm: str) -> bool:
+        """Whether libvirt keeps calls waiting that change something of it, for it is being sent."""
+        found = self._known.get(vm)
+        return found is not None and found.going and found.sending
 
     def destination_of(self, vm: str) -> Destination | None:
         """Where it is moving to right now."""
@@ -102,6 +109,13 @@ class Migrations:
             self._known[vm] = Migration(peer)
             self._limit()
 
+    def send(self, vm: str) -> None:
+        """libvirt is about to be told to."""
+        with self._lock:
+            there = self._known.get(vm)
+            if there is not None and there.going:
+                self._known[vm] = replace(there, sending=True)
+
     def sent(self, vm: str, percent: int) -> bool:
         """How much of its memory is there; whether that is news."""
         with self._lock:
@@ -124,7 +138,7 @@ class Migrations:
             if there is not None:
                 downtime = self._downtimes.pop(vm, 0)
                 percent = 100 if error is None else there.percent
-                self._known[vm] = Migration(there.peer, False, percent, downtime, error)
+                self._known[vm] = Migration(there.peer, False, False, percent, downtime, error)
 
     def _limit(self) -> None:
         over = [vm for vm, each in self._known.items() if not each.going][:-KEPT]

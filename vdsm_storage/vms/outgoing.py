@@ -180,9 +180,12 @@ class Outgoing:
             answer = self._ask(op, told)
             op.step("prepared")
             there = (answer.get("params") or {}).get("xml") if isinstance(answer, dict) else None
+            self._migrations.send(vm)
             own = self._libvirt.own_xml(vm)
             op.record(sent=True)
-            call = self._send(op, vm, migrate_xml.arriving(own, there) if there else own)
+            xml = migrate_xml.arriving(own, there) if there else own
+            limits = self._tools.throttles.of(vm)
+            call = self._send(op, vm, migrate_xml.with_limits(xml, limits))
             self._begun(vm, call)
             op.step("sent", abortable=False)
             self._follow(op, vm, call)
@@ -196,6 +199,7 @@ class Outgoing:
             if not op.facts.get("sent"):
                 reason = "the agent was restarted before it was sent"
                 raise MigrationError(vm=vm, reason=reason)
+            self._migrations.send(vm)
             self._follow(op, vm, None)
             self._has_left(vm)
 

@@ -57,6 +57,11 @@ class Throttles:
         with self._mutex:
             return self._users.get((vm, disk))
 
+    def of(self, vm: str) -> Mapping[str, Limits]:
+        """What the user allows, of all disks of a VM that are slowed."""
+        with self._mutex:
+            return {disk: limits for (each, disk), limits in self._users.items() if each == vm}
+
     def lower(self, vm: str, disk: str, rate: int) -> None:
         """Let the guest write `rate` bytes a second at most."""
         with self._turns[vm]:
