@@ -20,7 +20,7 @@ DISKS = 50
 ROUNDS = 3
 TIMEOUT = 600.0  # seconds; 90 on a quiet machine
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ from functional.world import COW, PREALLOCATED, RAW, SPARSE, new_id
 
 CHUNK = 128 * MIB  # an extent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workdir(workdir: Path) -> Iterator[Path]:
@@ -160,11 +162,14 @@ def test_guest_that_needs_more_meanwhile(two: Two) -> None:
     here, there = two.both
     pieces = 24
     with nothing_stays(here), nothing_stays(there):
-        disk = thin_disk(here, capacity=4096 * MIB)
-        machine = start(here, plan(here, "onward", [disk], boots=True), [disk])
+        disk = thin_disk(here)
+        machine = start(here, plan(here, f"onward-{disk.image[:8]}", [disk], boots=True), [disk])
         begin(machine)
         wait_armed(here, machine)
         before = lv_size(here, disk.leaf)
+        # What an idle disk has lasts for some looks at it, on a busy machine too.
+        user = {"write_bytes_sec": 96 * MIB}
+        here.call("VM.setIoTune", vmID=machine.id, tunables=[{"name": "vda", "ioTune": user}])
         two.ask(machine, maxBandwidth=3)
         here.wait(lambda: here.stats(machine.id).get("migrationProgress", 0) > 2, "progress")
         machine.guest.send(writing(0, pieces))
@@ -186,8 +191,8 @@ def test_guest_that_is_slowed(two: Two) -> None:
     here, there = two.both
     pieces = 24
     with nothing_stays(here), nothing_stays(there):
-        disk = thin_disk(here, capacity=4096 * MIB)
-        machine = start(here, plan(here, "slowed", [disk], boots=True), [disk])
+        disk = thin_disk(here)
+        machine = start(here, plan(here, f"slowed-{disk.image[:8]}", [disk], boots=True), [disk])
         begin(machine)
         wait_armed(here, machine)
         user = {"write_iops_sec": 5000, "read_bytes_sec": 512 * MIB}

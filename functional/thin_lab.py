@@ -74,7 +74,10 @@ def wait_thin(
         found = thin(lab, machine, name)
         return bool(found and holds(found))
 
-    lab.wait(there, f"{what}; {found}", timeout)
+    try:
+        lab.wait(there, what, timeout)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {found}") from None
     return found
 
 
