@@ -42,7 +42,9 @@ from functional.vm_lab import Machine, VmDisk, VmLab
 from functional.vm_work import drive, end, path_of, read_log
 from functional.world import COW, RAW, World, new_id
 
-pytestmark = [pytest.mark.dm, pytest.mark.vms, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.dm, pytest.mark.vms, pytest.mark.slow, pytest.mark.timeout(900)
+]  # fmt: skip
 
 MIB, GIB = 1024**2, 1024**3
 CAPACITY = 512 * MIB  # of the guest's disk; each of its volumes begins with less
