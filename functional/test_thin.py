@@ -242,13 +242,8 @@ def test_disks_that_do_not_grow_are_not_watched(lab: VmLab) -> None:
 def test_a_manager_elsewhere_is_asked(
     lab: VmLab, vm: Machine, start_agent: StartAgent, make_standin: MakeStandIn
 ) -> None:
-    with other_host(lab, start_agent, make_standin) as manager:
-        _by_the_manager(lab, vm, manager)
-
-
-def _by_the_manager(lab: VmLab, vm: Machine, manager: Client) -> None:
     log = lab.agent.dir / "agent.log"
-    with managing(lab, manager):
+    with other_host(lab, start_agent, make_standin) as manager, managing(lab, manager):
         before = len(log.read_text())
         grow(vm, 0, 400 * MIB)
         wait_thin(lab, vm, lambda one: int(one["extends"]) > 0, "the volume to grow")
