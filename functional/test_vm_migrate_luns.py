@@ -30,7 +30,7 @@ from functional.thin_lab import (
 )
 from functional.vm_create import held, nothing_stays, plan, record, start, xml
 from functional.vm_disks import pdiv, root, source
-from functional.vm_lab import MIB, VmDisk, VmLab
+from functional.vm_lab import MIB, Machine, VmDisk, VmLab
 from functional.world import COW, PREALLOCATED, RAW, SPARSE, new_id
 
 CHUNK = 128 * MIB  # an extent
@@ -156,17 +156,24 @@ def test_volume_that_grows_meanwhile(two: Two) -> None:
         assert volume not in active(there)
 
 
+def thin_guest(lab: VmLab, name: str) -> Machine:
+    """It has something to write, and its disk is watched."""
+    disk = thin_disk(lab)
+    machine = start(lab, plan(lab, f"{name}-{disk.image[:8]}", [disk], boots=True), [disk])
+    begin(machine)
+    wait_armed(lab, machine)
+    return machine
+
+
 def test_guest_that_needs_more_meanwhile(two: Two) -> None:
     """Its volume grows here as often as it must, though libvirt lets nobody arm it; the other host
     has the new size at once."""
     here, there = two.both
     pieces = 24
     with nothing_stays(here), nothing_stays(there):
-        disk = thin_disk(here)
-        machine = start(here, plan(here, f"onward-{disk.image[:8]}", [disk], boots=True), [disk])
-        begin(machine)
-        wait_armed(here, machine)
-        before = lv_size(here, disk.leaf)
+        machine = thin_guest(here, "onward")
+        leaf = machine.disks[0].leaf
+        before = lv_size(here, leaf)
         # What an idle disk has lasts for some looks at it, on a busy machine too.
         user = {"write_bytes_sec": 96 * MIB}
         here.call("VM.setIoTune", vmID=machine.id, tunables=[{"name": "vda", "ioTune": user}])
@@ -175,7 +182,7 @@ def test_guest_that_needs_more_meanwhile(two: Two) -> None:
         machine.guest.send(writing(0, pieces))
         here.wait(lambda: int(thin(here, machine).get("extends", 0)) > 0, "the volume to grow")
         wait_thin(here, machine, lambda one: one["state"] == "polled", "it to be looked at")
-        there.wait(lambda: device_size(there, disk.leaf) > before, "it to have grown there", 5)
+        there.wait(lambda: device_size(there, leaf) > before, "it to have grown there", 5)
         assert listed(here, machine.id) == "Migration Source"
         assert machine.guest.line(300) == "=0"
         two.has_moved(machine)
@@ -191,10 +198,7 @@ def test_guest_that_is_slowed(two: Two) -> None:
     here, there = two.both
     pieces = 24
     with nothing_stays(here), nothing_stays(there):
-        disk = thin_disk(here)
-        machine = start(here, plan(here, f"slowed-{disk.image[:8]}", [disk], boots=True), [disk])
-        begin(machine)
-        wait_armed(here, machine)
+        machine = thin_guest(here, "slowed")
         user = {"write_iops_sec": 5000, "read_bytes_sec": 512 * MIB}
         here.call("VM.setIoTune", vmID=machine.id, tunables=[{"name": "vda", "ioTune": user}])
         with broken_lvm(here):
