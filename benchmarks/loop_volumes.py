@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import fcntl
 import functools
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +39,6 @@ from vdsm_storage.lvm.model import VolumeGroup
 
 PATIENCE = 1.0  # seconds that a device may still be open by a program that ends
 AT_ONCE = 100  # devices
-OFFSET, LIMIT, FLAGS, NAME = 3, 4, 8, 9  # in loops.INFO
 
 
 class Pieces:
@@ -66,7 +62,7 @@ class Pieces:
             if link.is_symlink():
                 continue
             try:
-                link.symlink_to(attach(*piece(vg, devices, lv)))
+                link.symlink_to(loops.attach(*piece(vg, devices, lv)))
             except (OSError, KeyError, ValueError) as error:
                 why = f"{error!r}"
                 raise CannotActivateLogicalVolume(vg=vg.name, lv=lv, reason=why) from error
@@ -101,10 +97,7 @@ class Pieces:
                 list(pool.map(one, lvs))
 
     def resize(self, vg: str, lv: str, size: int) -> None:
-        with loops.opened(os.readlink(self._directory / vg / lv)) as loop:
-            values = list(loops.INFO.unpack(fcntl.ioctl(loop, loops.GET_STATUS64, empty())))
-            values[LIMIT] = size
-            fcntl.ioctl(loop, loops.SET_STATUS64, loops.INFO.pack(*values))
+        loops.limit(os.readlink(self._directory / vg / lv), size)
 
     def active(self, vg: str) -> Mapping[str, ActiveLv]:
         found = {}
@@ -133,31 +126,6 @@ def piece(vg: VolumeGroup, devices: Mapping[str, str], lv: str) -> tuple[str, in
     """Device, offset and length; ValueError for a volume of several pieces."""
     (found,) = places(vg, devices, lv)
     return found
-
-
-def empty() -> bytes:
-    return bytes(loops.INFO.size)
-
-
-def attach(device: str, offset: int, length: int) -> str:
-    values = list(loops.INFO.unpack(empty()))
-    values[OFFSET], values[LIMIT], values[FLAGS] = offset, length, loops.DIRECT_IO
-    values[NAME] = os.fsencode(device)
-    info = loops.INFO.pack(*values)
-    for _ in range(loops.TRIES):
-        with loops.opened("/dev/loop-control") as control:
-            made = f"/dev/loop{fcntl.ioctl(control, loops.CTL_GET_FREE)}"
-        try:
-            with loops.opened(device) as backing, loops.opened(made) as loop:
-                config = loops.CONFIG.pack(backing, 512) + info + bytes(loops.RESERVED)
-                fcntl.ioctl(loop, loops.CONFIGURE, config)
-        except OSError as error:  # somebody else was quicker, or is just leaving it
-            if error.errno not in (errno.EBUSY, errno.ENXIO):
-                raise
-            time.sleep(0.005)
-        else:
-            return made
-    raise OSError(errno.EBUSY, "no loop device is free")
 
 
 def main() -> int:
