@@ -61,8 +61,9 @@ class Cycles:
         end = f"fails ({self.failed})" if self.failed else "never waits"
         kind = "promised" if self.promised else "not promised"
         return (
-            f"a disk written at {self.rate / MIB:,.0f} MiB/s {end}: {self.extends} extensions, the"
-            f" slowest {self.slowest * 1000:.0f} ms, {kind}"
+            f"a disk written at {self.rate / MIB:,.0f} MiB/s ({self.measured / MIB:,.0f} measured)"
+            f" {end}: {self.extends} extensions, the slowest {self.slowest * 1000:.0f} ms,"
+            f" {kind}"
         )
 
 
