@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks that libvirt lets nobody arm: as long as that is so, they are looked at instead.
 
-While a VM moves to another host, or is saved with its memory, libvirt (9.0) keeps all calls waiting
-that change something of it, `setBlockThreshold` among them, for 30 seconds or until that is over.
+While a VM moves to another host libvirt (9.0) keeps all calls waiting that change something of it,
+`setBlockThreshold` among them, for 30 seconds or until that is over.  What else it may do so for is
+known by a call that is not answered.
 What was armed before stays so, and one extension may be all that is needed.  Afterwards the disk is
 looked at every EVERY seconds, which is part of the latency that its headroom must outlast.  Nobody
 can slow such a guest, or continue it if it pauses.
