@@ -221,15 +221,15 @@ def test_agent_is_stopped_in_the_middle(two: Two, slow: Machine) -> None:
 
 
 def test_it_is_destroyed_in_the_middle(two: Two, slow: Machine) -> None:
-    """On its way back."""
-    there = two.second
-    begin(two, slow, source=there)
-    there.call("VM.destroy", vmID=slow.id)
+    """On its way back, when all of the tests before this one ran."""
+    (source,) = [lab for lab in two.both if listed(lab, slow.id) == "Up"]
+    begin(two, slow, source=source)
+    source.call("VM.destroy", vmID=slow.id)
     for lab in two.both:
         lab.wait(lambda lab=lab: listed(lab, slow.id) == "", "it to be unknown")
         lab.wait(lambda lab=lab: held(lab) == {} and usages(lab) == {}, "it to be let go")
-    there.wait(lambda: "VM.migrate" not in unfinished(there), "it to be over")
-    there.fails(12, "VM.getMigrationStatus", vmID=slow.id)
+    source.wait(lambda: "VM.migrate" not in unfinished(source), "it to be over")
+    source.fails(12, "VM.getMigrationStatus", vmID=slow.id)
     assert [listed(lab, slow.id) for lab in two.both] == ["", ""]
 
 
