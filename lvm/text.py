@@ -3,7 +3,8 @@
 
 Texts of some megabytes are read at each change of a group, and a change is small.  So volumes are
 remembered in blocks of some dozens, each with a hash of its text; a block whose text is there
-again is taken as a whole, and only in the others is looked at each volume.
+again is taken as a whole, and only in the others is looked at each volume.  What is before the
+volumes mostly differs by the number of the commit alone, and is not parsed again then.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vdsm_storage.lvm.config_tree import TextError, parse_config, to_bytes
+from vdsm_storage.lvm.config_tree import Section, TextError, parse_config, to_bytes
 from vdsm_storage.lvm.group_tree import (
+    CONTENTS,
+    VERSION,
     check_version,
     group_of,
     lv_of,
@@ -25,7 +28,7 @@ from vdsm_storage.lvm.group_tree import (
     sections,
 )
 from vdsm_storage.lvm.lv_text import LvReader
-from vdsm_storage.lvm.model import LogicalVolume, VolumeGroup
+from vdsm_storage.lvm.model import LogicalVolume, PhysicalVolume, VolumeGroup
 
 __all__ = ["IncrementalParser", "TextError", "name_and_id", "parse_config", "parse_group"]
 
@@ -36,6 +39,14 @@ _NEXT: Final = re.compile(rb'\s*(?:(\})|([^\s{}"=]+) \{)\n')
 _LV_END: Final = re.compile(rb"\n\}\n\}\n")
 _SEQNO: Final = re.compile(rb"\n\s*seqno = (\d{1,18})\n")
 _NAME_AND_ID: Final = re.compile(rb'([^\s{}"]+) \{\s*id = "([^"\n]*)"')
+# As lvm writes them, and nothing else that might mean the same.
+_START: Final = re.compile(rb'[a-zA-Z0-9+_.-]+ \{\n\s*id = "[^"\\\n]*"\n\s*seqno = (\d{1,18})\n')
+_END: Final = re.compile(
+    rb"\s*\}\n(?:#[^\n]*\n)?\s*"
+    + f'contents = "{CONTENTS}"\nversion = {VERSION}\n'.encode()
+    + rb'\s*description = "(?:[^"\\\n]|\\.)*"\n\s*creation_host = "[^"\\\n]*"(?:\t#[^\n]*)?\n'
+    rb"\s*creation_time = \d{1,18}(?:\t#[^\n]*)?\s*\0*"
+)
 
 log = logging.getLogger("lvm.text")
 
@@ -64,6 +75,7 @@ class IncrementalParser:
     """
 
     def __init__(self) -> None:
+        self._head: _Head | None = None
         self._blocks: Sequence[_Block] = ()
         self._pvs: Collection[str] = ()
 
@@ -84,18 +96,38 @@ class IncrementalParser:
         return group_of(name, tree, pvs, lvs, len(view))
 
     def _parse_fast(self, text: memoryview, begin: int) -> VolumeGroup:
-        name, tree = only_group(parse_config(bytes(text[:begin]) + b"}}"))
-        pvs = pvs_of(tree)
+        head = _read_head(bytes(text[:begin]), self._head)
         # Their names decide what a stripe's name means.
-        known = self._blocks if pvs.keys() == self._pvs else ()
-        blocks, end = _known_and_new(text, begin, known, LvReader(pvs))
-        check_version(parse_config(b"rest {" + bytes(text[end:])))
+        known = self._blocks if head.pvs.keys() == self._pvs else ()
+        blocks, end = _known_and_new(text, begin, known, LvReader(head.pvs))
+        if not _END.fullmatch(text, end):
+            check_version(parse_config(b"rest {" + bytes(text[end:])))
         lvs = {lv.name: lv for block in blocks for lv in block.lvs}
         if len(lvs) != sum(len(block.lvs) for block in blocks):
             raise TextError("two logical volumes have one name")
-        group = group_of(name, tree, pvs, lvs, len(text))
-        self._blocks, self._pvs = blocks, frozenset(pvs)
+        group = group_of(head.name, head.tree, head.pvs, lvs, len(text))
+        self._head, self._blocks, self._pvs = head, blocks, frozenset(head.pvs)
         return group
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What is before the volumes; `rest` is its text without the number of the commit."""
+
+    rest: tuple[bytes, bytes]
+    name: str
+    tree: Section
+    pvs: Mapping[str, PhysicalVolume]
+
+
+def _read_head(text: bytes, known: _Head | None) -> _Head:
+    """Raises TextError."""
+    start = _START.match(text)
+    rest = (text[: start.start(1)], text[start.end(1) :]) if start else (b"", text)
+    if start and known is not None and known.rest == rest:
+        return replace(known, tree={**known.tree, "seqno": int(start[1])})
+    name, tree = only_group(parse_config(text + b"}}"))
+    return _Head(rest, name, tree, pvs_of(tree))
 
 
 @dataclass(slots=True)
