@@ -8,9 +8,7 @@ take its place (loop_volumes.py).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import select
 import sys
 import time
 import uuid
@@ -28,32 +26,9 @@ from vdsm_storage.lvm.activation import Activation, DeviceMapper
 from vdsm_storage.rpc.client import Client, Pending
 
 RAW, COW = 5, 4
-CREATED, MOVED_TO = 0x100, 0x80  # inotify(7)
-SILENCE = 1.0  # seconds without a change of the journal until it is looked at all the same
 PATIENCE = 120.0  # seconds
 UNREADY = "RHAT_storage_domain_UNREADY"
 DEVICE_MAPPER = Path("/dev/mapper/control")
-
-
-class Changes:
-    """Of the names in a directory, by inotify."""
-
-    def __init__(self, directory: Path) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = libc.inotify_init1(os.O_CLOEXEC)
-        if self._fd < 0 or libc.inotify_add_watch(
-            self._fd, os.fsencode(directory), CREATED | MOVED_TO
-        ) < 0:  # fmt: skip
-            raise OSError(ctypes.get_errno(), f"{directory} cannot be watched")
-
-    def wait(self) -> None:
-        """For one or more since the last time."""
-        ready, _, _ = select.select([self._fd], [], [], SILENCE)
-        if ready:
-            os.read(self._fd, 65536)
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 class Domain:
@@ -63,7 +38,7 @@ class Domain:
         self.bench, self.process, self.activation = bench, process, activation
         self.client = Client.dev(str(process.dir), timeout=300.0)
         self.id, self.pool = bench.name, str(uuid.uuid4())
-        self._changes = Changes(process.dir / "state" / "journal")
+        self.client.subscribe()
 
     def make(self) -> None:
         """The domain and its pool."""
@@ -100,7 +75,6 @@ class Domain:
 
     def close(self) -> None:
         self.client.close()
-        self._changes.close()
 
     # -- verbs -------------------------------------------------------------------------------
 
@@ -108,37 +82,31 @@ class Domain:
         return self.client.call(verb, params)
 
     def wall(self, start: Callable[[], Sequence[Pending]]) -> float:
-        """Seconds until all tasks that `start` asks for have ended; they are cleared then.
+        """Seconds until this has been told that all tasks that `start` asks for have ended; they
+        are cleared then.
 
         Before that the agent has seen what another lvm has changed.
         """
         self.see_changes()
         began = time.perf_counter()
         tasks = [str(pending.result(PATIENCE)) for pending in start()]
-        for task in tasks:
-            self._end(task)
+        self._ended({f"|tasks|status|{task}" for task in tasks})
         took = time.perf_counter() - began
         for task in tasks:
             self.call("Task.clear", {"taskID": task})
         return took
 
-    def _end(self, task: str) -> None:
-        """Asking the agent again and again would cost it as much as its work, and looking at files
-        the CPU that lvm needs.  Its journal tells when asking is worth while: a task that has ended
-        is written there, and the kernel tells of that.
-        """
-        entry = self.process.dir / "state" / "journal" / f"{task}.json"
-        new = entry.with_name(f"{entry.name}.new")
-        while True:
-            while not new.exists() and '"state": "finished"' not in entry.read_text():
-                if not self.process.alive():
-                    raise SystemExit("the agent died")
-                self._changes.wait()
-            status = self.call("Task.getStatus", {"taskID": task})
-            if status["taskState"] == "finished":
-                break
-        if status["code"]:
-            raise SystemExit(f"a task failed: {status}")
+    def _ended(self, events: set[str]) -> None:
+        """Asking again and again would take the CPU that lvm needs."""
+        while events:
+            for event, status in self.client.events(PATIENCE):
+                if event in events and status["taskState"] == "finished":
+                    if status["code"]:
+                        raise SystemExit(f"a task failed: {status}")
+                    events.remove(event)
+                    break
+            else:
+                raise SystemExit("a task does not end, or the agent died")
 
     def see_changes(self) -> None:
         self.call("StorageDomain.getImages", {"storagedomainID": self.id})

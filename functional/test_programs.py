@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from functional.pool_lab import MIB, RAW, Lab, endpoint, local_server, make_lab
+from functional.pool_lab import MIB, RAW, Lab, Volume, endpoint, local_server, make_lab
 from functional.processes import BIN, AgentProcess, leftovers
 from vdsm_storage.host import pki
 from vdsm_storage.rpc.client import Client
@@ -185,6 +186,28 @@ def seen(events: str, job: str) -> list[str]:
     """The states of a job in the rows that are complete."""
     rows = [row for row in events.splitlines(keepends=True) if row.endswith("\n")]
     return [json.loads(r)["params"]["status"] for r in rows if job and f"|jobs|status|{job}" in r]
+
+
+def test_tasks_are_told(lab: Lab) -> None:
+    """Nobody needs to ask again and again; who is told the end can clear the task at once."""
+    where = Volume(next(iter(lab.servers)), str(uuid.uuid4()), str(uuid.uuid4()))
+    told: list[dict[str, Any]] = []
+    with contextlib.closing(Client.dev(str(lab.agent.dir), timeout=30)) as listener:
+        listener.subscribe()
+        listener.call("Host.ping2")  # it listens now
+        task = lab.start_create(where, MIB, RAW)
+        for method, params in listener.events(30):
+            if method == f"|tasks|status|{task}":
+                assert params.pop("notify_time") > 0
+                told.append(params)
+                if params["taskState"] == "finished":
+                    break
+        assert told[-1:] == [lab.call("Task.getStatus", taskID=task)]
+        lab.call("Task.clear", taskID=task)
+    assert [one["taskState"] for one in told] == ["running", "finished"]
+    assert (told[-1]["taskResult"], told[-1]["code"]) == ("success", 0)
+    assert lab.code("Task.getStatus", taskID=task) == 401
+    assert not (lab.agent.dir / "state" / "journal" / f"{task}.json").exists()
 
 
 def test_watch_and_follow_show_a_copy(lab: Lab) -> None:

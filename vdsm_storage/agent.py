@@ -45,10 +45,10 @@ from vdsm_storage.images.streams import ImageStreams
 from vdsm_storage.images.volumes import Volumes
 from vdsm_storage.images.workshop import Workshop
 from vdsm_storage.jobs.hostjobs import Jobs
-from vdsm_storage.jobs.journal import JOB, Entry, Journal
+from vdsm_storage.jobs.journal import JOB, TASK, Entry, Journal
 from vdsm_storage.jobs.operation import CrashPoints, Kind
 from vdsm_storage.jobs.runner import Runner
-from vdsm_storage.jobs.tasks import Tasks
+from vdsm_storage.jobs.tasks import Tasks, status_of
 from vdsm_storage.leases.external import ExternalLeases, Hosting
 from vdsm_storage.leases.lease import Leases
 from vdsm_storage.leases.lockspace import Lockspaces
@@ -383,6 +383,8 @@ class Agent:
         if entry.family == JOB:
             info = self._services.jobs.describe(entry, fraction)
             self._broker.publish_event(f"|jobs|status|{entry.id}", info)
+        elif entry.family == TASK:
+            self._broker.publish_event(f"|tasks|status|{entry.id}", status_of(entry))
 
     # -- what upper floors ask ---------------------------------------------------------------
 

@@ -132,6 +132,32 @@ def test_how_many_are_at_work(bench: Bench) -> None:
     assert bench.runner.busy("domain") == 0
 
 
+def test_cleared_while_its_end_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller is told the end before that is on disk; nothing of it comes back."""
+    writing, go = threading.Event(), threading.Event()
+    save = Journal.save
+
+    def slowly(self: Journal, entry: Entry) -> None:
+        if entry.state == "finished":
+            writing.set()
+            assert go.wait(10)
+        save(self, entry)
+
+    monkeypatch.setattr(Journal, "save", slowly)
+    task = bench.task()
+    assert writing.wait(10)
+    assert bench.changes[-1] == ("finished", None)
+    assert bench.tasks.status(task)["taskState"] == "finished"
+    running = bench.running(task, TASK)
+    clearing = threading.Thread(target=bench.tasks.clear, args=(task,))
+    clearing.start()
+    clearing.join(0.3)
+    go.set()
+    clearing.join(10)
+    assert running.done.wait(10)
+    assert list(bench.directory.iterdir()) == []
+
+
 def test_a_task_from_start_to_clear(bench: Bench) -> None:
     go = threading.Event()
     bench.do = lambda op: go.wait(10) and "result"

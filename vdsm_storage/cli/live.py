@@ -75,7 +75,7 @@ def rows_of(
 
 
 def follow(client: Client, view: View, flow_id: str) -> None:
-    """Until interrupted: job events make it quick, asking once a second makes it whole."""
+    """Until interrupted: events make it quick, asking once a second makes it whole."""
     client.subscribe()
     while True:
         try:
@@ -89,11 +89,11 @@ def follow(client: Client, view: View, flow_id: str) -> None:
 
 
 def wait(client: Client, seconds: float) -> None:
-    """Until a job event comes, or for `seconds`."""
+    """Until an event of a task or job comes, or for `seconds`."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         for method, _params in client.events(left):
-            if method.startswith("|jobs|"):
+            if method.startswith(("|jobs|", "|tasks|")):
                 return
             break
 

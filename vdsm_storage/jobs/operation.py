@@ -65,7 +65,8 @@ class Operation:
         self._entry = entry
         self._journal = journal
         self._crash = crash
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the entry's file
+        self._forgotten = False
         self._progress: float | None = None
         self.suspended = False  # by `suspend`
         self.cancel = Cancel()
@@ -118,7 +119,22 @@ class Operation:
         """Keep facts that recovery needs; durable when it returns."""
         with self._lock:
             self._entry.facts.update(facts)
+            self._save()
+
+    def save(self) -> None:
+        """Keep the entry as it is; durable when it returns.  Raises OSError."""
+        with self._lock:
+            self._save()
+
+    def _save(self) -> None:
+        if not self._forgotten:  # its caller may know its end, and clear it, before that is written
             self._journal.save(self._entry)
+
+    def forget(self) -> None:
+        """Drop the entry for good, after whoever writes it now."""
+        with self._lock:
+            self._forgotten = True
+            self._journal.remove(self._entry)
 
     def describe(self, text: str) -> None:
         """What callers see beside state and progress, from now on."""

@@ -136,7 +136,7 @@ class Runner:
                 raise JobExists(job=entry_id)
             self._running[entry_id] = running
         try:
-            self._journal.save(entry)
+            running.operation.save()
         except OSError:
             with self._lock:
                 del self._running[entry_id]
@@ -220,15 +220,16 @@ class Runner:
         running.done.set()
 
     def _change(self, running: Running, state: str, durable: bool = True) -> None:
+        """Told before it is written: a restart that knows only the intent looks at the storage and
+        comes to the same end."""
         running.entry.state = state
-        if durable:
-            try:
-                self._journal.save(running.entry)
-            except OSError as error:
-                # Its intent stands: a restart looks at the storage and comes to the same end.
-                log.error("%s %s is %s: %s", running.entry.verb, running.entry.id, state, error)
         if running.entry.family != j.CALL:
             self._on_change(running.entry, running.operation.fraction)
+        if durable:
+            try:
+                running.operation.save()
+            except OSError as error:
+                log.error("%s %s is %s: %s", running.entry.verb, running.entry.id, state, error)
 
     # -- after a restart ---------------------------------------------------------------------
 
@@ -374,7 +375,7 @@ class Runner:
         entry = running.entry
         entry.facts[REVERTING] = True
         entry.state = j.CLEANING
-        self._journal.save(entry)
+        running.operation.save()
         try:
             revert(running.operation)
         except BaseException:
@@ -388,11 +389,11 @@ class Runner:
     def demote(self, running: Running) -> None:
         """Show it no more, and still take it back when its storage works."""
         running.entry.family = j.CALL
-        self._journal.save(running.entry)
+        running.operation.save()
 
     def forget(self, entry_id: str) -> None:
         """Drop an entry from memory and disk."""
         with self._lock:
             running = self._running.pop(entry_id, None)
         if running is not None:
-            self._journal.remove(running.entry)
+            running.operation.forget()

@@ -32,7 +32,7 @@ class Tasks:
 
     def statuses(self) -> dict[str, dict[str, Any]]:
         """{task: status}, as Host.getAllTasksStatuses answers."""
-        return {r.entry.id: _status(r.entry) for r in self._runner.all(j.TASK)}
+        return {r.entry.id: status_of(r.entry) for r in self._runner.all(j.TASK)}
 
     def infos(self) -> dict[str, dict[str, Any]]:
         """{task: {"id", "verb"}}, as Host.getAllTasksInfo answers."""
@@ -44,7 +44,7 @@ class Tasks:
 
     def status(self, task: str) -> dict[str, Any]:
         """taskID, taskState, taskResult, code, message.  Raises TaskUnknown (401)."""
-        return _status(self._find(task).entry)
+        return status_of(self._find(task).entry)
 
     def info(self, task: str) -> dict[str, Any]:
         """Raises TaskUnknown (401)."""
@@ -91,7 +91,8 @@ class Tasks:
         return running
 
 
-def _status(entry: Entry) -> dict[str, Any]:
+def status_of(entry: Entry) -> dict[str, Any]:
+    """As Task.getStatus answers."""
     error = entry.error or {}
     ended = entry.state == j.FINISHED
     return {
@@ -108,7 +109,7 @@ def _info(entry: Entry) -> dict[str, Any]:
 
 
 def _details(entry: Entry) -> dict[str, Any]:
-    status = _status(entry)
+    status = status_of(entry)
     return {
         "id": entry.id,
         "verb": entry.verb,
