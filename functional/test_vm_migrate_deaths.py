@@ -237,6 +237,6 @@ def unfinished(lab: VmLab) -> list[str]:
     """The verbs in an agent's journal."""
     found = []
     for path in (lab.agent.dir / "state" / "journal").glob("*.json"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # gone, or half written
             found.append(json.loads(path.read_text())["verb"])
     return found

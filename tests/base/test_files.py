@@ -23,6 +23,18 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"]
 
 
+def test_write_new_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_new(str(path), b"new", mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for taken in (path, tmp_path / "link"):
+        with pytest.raises(FileExistsError):
+            files.write_new(str(taken), b"other")
+    assert path.read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
 def test_write_atomic_follows_no_planted_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")

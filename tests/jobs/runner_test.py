@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -320,9 +321,27 @@ def test_a_journal_that_cannot_be_read(bench: Bench) -> None:
     damaged = bench.directory / f"{new_uuid()}.json"
     damaged.write_text("{ half")
     (bench.directory / f"{new_uuid()}.json.new").write_text("cut off")
+    (bench.directory / f"{new_uuid()}.json").touch()  # of what never began
+    (bench.directory / f"{new_uuid()}.json").write_bytes(bytes(700))
     bench.restart()
     assert list(bench.tasks.statuses()) == [task]
     assert sorted(os.listdir(bench.directory)) == sorted([f"{task}.json", damaged.name + ".bad"])
+
+
+def test_what_cannot_be_kept_does_not_begin(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    bench.do = lambda op: began.append(op.id)
+
+    def fails(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="full"):
+        bench.task()
+    monkeypatch.undo()
+    assert (began, bench.tasks.statuses(), os.listdir(bench.directory)) == ([], {}, [])
+    bench.ended(task := bench.task())
+    assert began == [task]
 
 
 def test_many_at_once(bench: Bench) -> None:

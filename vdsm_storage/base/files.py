@@ -47,6 +47,26 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644, suffix: str = ".new"
     sync_directory(os.path.dirname(path))
 
 
+def write_new(path: str, data: bytes, mode: int = 0o644) -> None:
+    """Make the file `path`, durable when this returns: in one commit of the file system, where
+    `write_atomic` needs two.  A crash before that may leave it behind empty or cut off.
+
+    Raises FileExistsError, and other OSError.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(fd, mode)
+        _write_all(fd, data)
+        os.fsync(fd)
+        sync_directory(os.path.dirname(path))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
 def sync_directory(path: str) -> None:
     """Make creations, renames and removals in the directory `path` durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

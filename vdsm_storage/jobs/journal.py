@@ -3,6 +3,7 @@
 
 One JSON file an entry, replaced atomically.  An entry is written before its operation touches
 anything (the intent), whenever the operation records a fact that undoing it needs, and at its end.
+An entry that a crash cut off when it was new is of an operation that never began.
 Passwords never come here: params hold UUIDs, sizes, names and flags only.
 """
 
@@ -58,10 +59,13 @@ class Journal:
         self._directory = directory
         os.makedirs(directory, mode=0o700, exist_ok=True)
 
+    def add(self, entry: Entry) -> None:
+        """A new one; durable when it returns.  Raises OSError."""
+        files.write_new(self._path(entry.id), _data(entry), mode=0o600)
+
     def save(self, entry: Entry) -> None:
         """Durable when it returns.  Raises OSError."""
-        data = json.dumps(vars(entry), sort_keys=True).encode()
-        files.write_atomic(self._path(entry.id), data, mode=0o600)
+        files.write_atomic(self._path(entry.id), _data(entry), mode=0o600)
 
     def remove(self, entry: Entry) -> None:
         """Forget an entry; nothing happens when it is gone already."""
@@ -80,7 +84,11 @@ class Journal:
                 continue
             try:
                 with open(path, "rb") as file:
-                    entries.append(Entry(**json.load(file)))
+                    data = file.read()
+                if not data.strip(b"\0"):
+                    files.unlink_if_there(path)  # cut off before it was all there
+                    continue
+                entries.append(Entry(**json.loads(data)))
             except (ValueError, TypeError) as error:
                 log.error("Journal entry %s cannot be read (%s): kept as %s.bad", name, error, name)
                 os.rename(path, path + ".bad")
@@ -90,3 +98,7 @@ class Journal:
         if not is_uuid(entry_id):
             raise ValueError(f"{entry_id!r} is no UUID and cannot name a journal entry")
         return os.path.join(self._directory, entry_id + ".json")
+
+
+def _data(entry: Entry) -> bytes:
+    return json.dumps(vars(entry), sort_keys=True).encode()

@@ -121,6 +121,10 @@ class Operation:
             self._entry.facts.update(facts)
             self._save()
 
+    def begin(self) -> None:
+        """Keep the entry before anything is done; durable when it returns.  Raises OSError."""
+        self._journal.add(self._entry)
+
     def save(self) -> None:
         """Keep the entry as it is; durable when it returns.  Raises OSError."""
         with self._lock:

@@ -136,7 +136,7 @@ class Runner:
                 raise JobExists(job=entry_id)
             self._running[entry_id] = running
         try:
-            running.operation.save()
+            running.operation.begin()
         except OSError:
             with self._lock:
                 del self._running[entry_id]
