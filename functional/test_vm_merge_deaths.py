@@ -118,7 +118,7 @@ def test_guest_ends_meanwhile(lab: VmLab, top: int) -> None:
         lab.wait(lambda: int(jobs(lab, machine)[job]["cur"]) > 0, "the job to begin")
         machine.guest.destroy()
         found = outcome(lab, job)
-        assert (found["status"], found["error"]["code"]) == ("failed", 52)
+        assert (found["status"], found["error"]["code"]) == ("failed", 52), found
         assert "VM has ended" in found["error"]["message"]
         ids = lab.world.ids(disk.image, disk.leaf)
         ids["leafVolID"] = ids.pop("volumeID")

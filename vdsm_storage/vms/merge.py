@@ -24,6 +24,7 @@ from vdsm_storage.base.clock import Clock, Deadline
 from vdsm_storage.base.locks import Lock, Locks
 from vdsm_storage.errors import (
     AgentError,
+    LibvirtFailure,
     LibvirtTimeout,
     LibvirtUnavailable,
     ResourceTimeout,
@@ -45,6 +46,7 @@ ANSWER: Final = 60.0  # seconds for libvirt to start a merge, or to pivot
 STARTS: Final = 3  # attempts to start when libvirt went away meanwhile
 LOOK: Final = (0.2, 2.0)  # seconds between two looks at a job, at first and at last
 AGAIN: Final = (1.0, 30.0)  # seconds until a pivot that failed is tried again
+FAILURES: Final = 5  # of libvirt's in a row: while a VM ends, its QEMU is gone in many ways
 STOP: Final = 120.0  # seconds for an aborted job to end
 
 log = logging.getLogger("vms.merge")
@@ -107,13 +109,18 @@ class Merges:
         return now
 
     def _patiently(self, op: Operation, look: Callable[[], T]) -> T:
-        """Again and again while libvirt cannot be asked."""
-        pause = LOOK[0]
+        """Again and again while libvirt cannot be asked, and some times when it fails."""
+        pause, failures = LOOK[0], 0
         while True:
             try:
                 return look()
             except (LibvirtUnavailable, LibvirtTimeout) as error:
                 log.info("Merge %s waits: %s", op.id, error)
+            except LibvirtFailure as error:
+                failures += 1
+                if failures == FAILURES:
+                    raise
+                log.info("Merge %s looks again: %s", op.id, error)
             op.check()
             self._tools.clock.wait(op.cancel.event, pause)
             op.check()
@@ -155,7 +162,7 @@ class Merges:
 
     def _begin(self, op: Operation, asked: MergeRequest) -> None:
         drive = self._patiently(op, lambda: self._disks.check(asked))
-        if self._patiently(op, lambda: self._tools.jobs.job(asked.vm, drive.name)) is not None:
+        if self._patiently(op, lambda: self._disks.job(asked.vm, drive.name)) is not None:
             raise asked.failed(f"somebody else's block job is at work on disk {drive.name}")
         volumes = drive.volumes
         op.record(disk=drive.name, child=asked.child(volumes))

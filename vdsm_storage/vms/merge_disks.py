@@ -12,7 +12,7 @@ from vdsm_storage.errors import (
     UnsupportedDriveType,
     VMIsDown,
 )
-from vdsm_storage.host.libvirt_blockjobs import LibvirtBlockJobs
+from vdsm_storage.host.libvirt_blockjobs import BlockJob, LibvirtBlockJobs
 from vdsm_storage.host.libvirt_model import VmError, Why
 from vdsm_storage.vms.drives import REPLICATED, Drive
 from vdsm_storage.vms.merge_request import MergeRequest, Standing
@@ -62,6 +62,13 @@ class MergedDisks:
             raise asked.failed(f"the VM has the chain {', '.join(reversed(volumes))}")
         self.storage.check(asked, asked.child(volumes))
         return drive
+
+    def job(self, vm: str, disk: str) -> BlockJob | None:
+        """The block job on a disk.  Raises 1, 6, 59."""
+        try:
+            return self.jobs.job(vm, disk)
+        except VmError as error:
+            raise self.registry.gone(vm, error) from error
 
     def standing(self, asked: MergeRequest, disk: str) -> Standing | None:
         """As the VM has it now; None when the VM has ended.  Raises 52, 59.
