@@ -99,7 +99,7 @@ class Pieces:
     def resize(self, vg: str, lv: str, size: int) -> None:
         loops.limit(os.readlink(self._directory / vg / lv), size)
 
-    def active(self, vg: str) -> Mapping[str, ActiveLv]:
+    def active(self, vg: str, lvs: Sequence[str] = ()) -> Mapping[str, ActiveLv]:
         found = {}
         with contextlib.suppress(FileNotFoundError):
             for link in os.scandir(self._directory / vg):

@@ -3,14 +3,15 @@
 
 `Activation` is what the domains ask for; `DeviceMapper` is the real one.  What is active is read
 from sysfs, without a command: device-mapper names a volume's device `<vg>-<lv>`, a hyphen inside a
-name doubled, and its uuid is `LVM-` and the ids of group and volume, 32 characters each.
+name doubled, and its uuid is `LVM-` and the ids of group and volume, 32 characters each.  A host
+may have thousands of these, so that volumes whose names are known are looked at by these.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -62,17 +63,32 @@ class Activation(Protocol):
     def refresh(self, group: GroupView, lvs: Sequence[str]) -> None:
         """Give those that are active their present size.  Raises 556."""
 
-    def active(self, vg: str) -> Mapping[str, ActiveLv]:
-        """The active volumes of a group, by name.  Runs no command and waits for no storage."""
+    def active(self, vg: str, lvs: Sequence[str] = ()) -> Mapping[str, ActiveLv]:
+        """The active volumes of a group, by name.  Runs no command and waits for no storage.
+
+        With `lvs` others may be left out, which is quick where all of these are active.
+        """
+
+
+def device_number(path: str) -> int:
+    return os.stat(path).st_rdev
 
 
 class DeviceMapper:
-    """`sysfs` and `dev` are those of the system but in tests."""
+    """`sysfs`, `dev` and `number` are those of the system but in tests."""
 
-    def __init__(self, lvm: Lvm, sysfs: str = "/sys", dev: str = "/dev") -> None:
+    def __init__(
+        self,
+        lvm: Lvm,
+        sysfs: str = "/sys",
+        dev: str = "/dev",
+        number: Callable[[str], int] = device_number,
+    ) -> None:
         self._lvm = lvm
         self._block = os.path.join(sysfs, "block")
+        self._numbers = os.path.join(sysfs, "dev", "block")
         self._dev = dev
+        self._number = number
 
     def path(self, vg: str, lv: str) -> str:
         return f"{self._dev}/{vg}/{lv}"
@@ -89,7 +105,7 @@ class DeviceMapper:
                 raise CannotActivateLogicalVolume(vg=group.name, lv=lv, reason=why)
 
     def deactivate(self, group: GroupView, lvs: Sequence[str]) -> None:
-        active = self.active(group.name)
+        active = self.active(group.name, lvs)
         wanted = [lv for lv in lvs if lv in active]
         reason = self._change(group, ["--activate", "n"], wanted)
         if not wanted:
@@ -103,10 +119,10 @@ class DeviceMapper:
 
     def refresh(self, group: GroupView, lvs: Sequence[str]) -> None:
         model = group.read()
-        active = self.active(group.name)
+        active = self.active(group.name, lvs)
         wanted = [lv for lv in lvs if lv in active and lv in model.lvs]
         reason = self._change(group, ["--refresh"], wanted)
-        active = self.active(group.name) if wanted else {}
+        active = self.active(group.name, wanted) if wanted else {}
         for lv in wanted:
             size = model.size_of(lv)
             if lv in active and active[lv].size < size:
@@ -115,16 +131,33 @@ class DeviceMapper:
         if reason:
             raise LogicalVolumeRefreshError(vg=group.name, lv=", ".join(wanted), reason=reason)
 
-    def active(self, vg: str) -> Mapping[str, ActiveLv]:
+    def active(self, vg: str, lvs: Sequence[str] = ()) -> Mapping[str, ActiveLv]:
+        if lvs:
+            named = self._look(vg, self._named(vg, lvs))
+            if named.keys() >= set(lvs):
+                return named
+        return self._look(vg, self._mapped())
+
+    def _look(self, vg: str, devices: Iterable[str]) -> dict[str, ActiveLv]:
+        """Which of the devices, directories of sysfs, are volumes of the group."""
         found: dict[str, ActiveLv] = {}
-        for device in self._mapped():
+        for device in devices:
             # A device may go while it is looked at.
             with contextlib.suppress(OSError, ValueError):
-                names = split_name(self._read(device, "dm/name"), self._read(device, "dm/uuid"))
+                names = split_name(_read(device, "dm/name"), _read(device, "dm/uuid"))
                 if names is not None and names[0] == vg:
-                    size = int(self._read(device, "size")) * SECTOR
-                    found[names[1]] = ActiveLv(size)
+                    found[names[1]] = ActiveLv(int(_read(device, "size")) * SECTOR)
         return found
+
+    def _mapped(self) -> Iterator[str]:
+        names = os.listdir(self._block)
+        return (os.path.join(self._block, name) for name in names if name.startswith("dm-"))
+
+    def _named(self, vg: str, lvs: Sequence[str]) -> Iterator[str]:
+        for lv in lvs:
+            with contextlib.suppress(OSError):
+                number = self._number(self.path(vg, lv))
+                yield os.path.join(self._numbers, f"{os.major(number)}:{os.minor(number)}")
 
     def _change(self, group: GroupView, options: Sequence[str], lvs: Sequence[str]) -> str:
         """One command for all; what lvm says when it fails."""
@@ -138,12 +171,10 @@ class DeviceMapper:
             return str(error.facts["reason"])
         return ""
 
-    def _mapped(self) -> Iterator[str]:
-        return (name for name in os.listdir(self._block) if name.startswith("dm-"))
 
-    def _read(self, device: str, name: str) -> str:
-        with open(os.path.join(self._block, device, name)) as file:
-            return file.read().strip()
+def _read(device: str, name: str) -> str:
+    with open(os.path.join(device, name)) as file:
+        return file.read().strip()
 
 
 def split_name(name: str, uuid: str) -> tuple[str, str] | None:

@@ -71,7 +71,7 @@ class StandIn:
                     why = f"{error!r}"
                     raise LogicalVolumeRefreshError(vg=vg.name, lv=lv, reason=why) from error
 
-    def active(self, vg: str) -> Mapping[str, ActiveLv]:
+    def active(self, vg: str, lvs: Sequence[str] = ()) -> Mapping[str, ActiveLv]:
         with self._channel() as channel:
             found = channel.call("active", vg=vg, users=False)
         return {lv: ActiveLv(one["size"]) for lv, one in found.items()}

@@ -6,6 +6,7 @@ The real kernel's part is tested in the laboratory.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from vdsm_storage.lvm.activation import ActiveLv, DeviceMapper, split_name
 from vdsm_storage.lvm.model import VolumeGroup
 
 LV_UUID = "LVM-" + 64 * "x"
+MAJOR = 253
 
 
 class View:
@@ -46,6 +48,7 @@ class Kernel:
     def __init__(self, directory: Path, view: View) -> None:
         self.sysfs, self.dev, self.view = directory / "sys", directory / "dev", view
         (self.sysfs / "block").mkdir(parents=True)
+        (self.sysfs / "dev" / "block").mkdir(parents=True)
         (self.dev / VG).mkdir(parents=True)
         self.ran: list[Sequence[str]] = []
         self.busy: set[str] = set()
@@ -57,12 +60,19 @@ class Kernel:
         (self.sysfs / "block" / "sda").mkdir()
         (self.sysfs / "block" / "dm-99").mkdir()  # one that is just going
 
-    def map(self, name: str, uuid: str, size: int) -> None:
-        directory = self.sysfs / "block" / f"dm-{next(self.numbers)}"
+    def map(self, name: str, uuid: str, size: int) -> int:
+        """Its minor number."""
+        number = next(self.numbers)
+        directory = self.sysfs / "block" / f"dm-{number}"
+        (self.sysfs / "dev" / "block" / f"{MAJOR}:{number}").symlink_to(directory)
         (directory / "dm").mkdir(parents=True)
         (directory / "dm" / "name").write_text(f"{name}\n")
         (directory / "dm" / "uuid").write_text(f"{uuid}\n")
         (directory / "size").write_text(f"{size // 512}\n")
+        return number
+
+    def number(self, path: str) -> int:
+        return os.makedev(MAJOR, int(Path(path).read_text()))
 
     def find(self, name: str) -> Path | None:
         for path in (self.sysfs / "block").glob("dm-*/dm/name"):
@@ -92,8 +102,7 @@ class Kernel:
             (there / "size").write_text(f"{size // 512}\n")
         elif argv[5] == "y":
             if there is None:
-                self.map(name, LV_UUID, size)
-            (self.dev / VG / lv).write_text("")
+                (self.dev / VG / lv).write_text(str(self.map(name, LV_UUID, size)))
         elif lv not in self.busy and there is not None:
             shutil.rmtree(there)
             (self.dev / VG / lv).unlink()
@@ -111,7 +120,12 @@ def kernel(tmp_path: Path, view: View) -> Kernel:
 
 @pytest.fixture
 def mapper(kernel: Kernel) -> DeviceMapper:
-    return DeviceMapper(kernel, str(kernel.sysfs), str(kernel.dev))  # type: ignore[arg-type]
+    return DeviceMapper(
+        kernel,  # type: ignore[arg-type]
+        str(kernel.sysfs),
+        str(kernel.dev),
+        kernel.number,
+    )
 
 
 def test_one_command_for_all_and_none_for_what_is_so(
@@ -134,6 +148,34 @@ def test_one_command_for_all_and_none_for_what_is_so(
     assert kernel.ran[2:] == [["--activate", "n", "vg1/b-c", "vg1/a"]]
     assert mapper.active(VG) == {}
     assert mapper.active("other") == {"a": ActiveLv(10 * MIB)}
+
+
+def test_known_volumes_are_looked_at_by_their_names(
+    kernel: Kernel, mapper: DeviceMapper, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host has thousands of others; links that lead elsewhere, or are gone, deceive nobody."""
+    mapper.activate(view, ["a", "b-c"])
+    both = mapper.active(VG)
+
+    def listed(path: str) -> list[str]:
+        raise AssertionError(f"{path} is listed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.listdir", listed)
+        assert mapper.active(VG, ["b-c", "a", "a"]) == both
+        assert mapper.active(VG, ["a"]) == {"a": both["a"]}
+        mapper.refresh(view, ["a"])
+        assert kernel.ran[-1] == ["--refresh", "vg1/a"]
+        with pytest.raises(AssertionError, match="is listed"):
+            mapper.active(VG, ["a", "nope"])
+    assert mapper.active(VG, ["a", "nope"]) == both
+    link = kernel.dev / VG / "a"
+    for number in (0, 98, int((kernel.dev / VG / "b-c").read_text())):  # multipath, none, b-c
+        link.write_text(str(number))
+        assert mapper.active(VG, ["a"])["a"] == both["a"]
+    link.unlink()
+    assert mapper.active(VG, ["a"])["a"] == both["a"]
+    assert mapper.active("other", ["a"]).keys() == {"a"}
 
 
 def test_a_volume_that_is_open_stays(kernel: Kernel, mapper: DeviceMapper, view: View) -> None:

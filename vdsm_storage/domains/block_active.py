@@ -63,7 +63,8 @@ class ActiveVolumes:
         )
 
     def _activate(self, image: str, volumes: Sequence[str]) -> None:
-        group, active = self._group.read(), self._activation.active(self._domain)
+        group = self._group.read(self._group.unchanged())
+        active = self._activation.active(self._domain, volumes)
         missing = [volume for volume in volumes if volume not in group.lvs]
         if missing:
             raise CannotActivateLogicalVolume(
@@ -80,7 +81,7 @@ class ActiveVolumes:
 
     def _deactivate(self, image: str, unused: Sequence[str]) -> None:
         self._specials.unlink(image, unused)
-        active = self._activation.active(self._domain)
+        active = self._activation.active(self._domain, unused)
         wanted = [volume for volume in unused if volume in active]
         if not wanted:
             return
@@ -99,7 +100,8 @@ class ActiveVolumes:
 
     def grow(self, volumes: Sequence[str]) -> None:
         """The same for those only that have another size here."""
-        group, active = self._group.read(), self._activation.active(self._domain)
+        group = self._group.read(self._group.unchanged())
+        active = self._activation.active(self._domain, volumes)
         wanted = [v for v in volumes if v in active and active[v].size != group.size_of(v)]
         if wanted:
             self._activation.refresh(self._group, wanted)
@@ -117,7 +119,8 @@ class ActiveVolumes:
                     raise CannotRemoveLogicalVolume(
                         vg=self._domain, lv=volume, reason="an operation uses it; try again"
                     )
-        active = [v for v in volumes if v in self._activation.active(self._domain)]
+        there = self._activation.active(self._domain, volumes)
+        active = [volume for volume in volumes if volume in there]
         if active:
             try:
                 self._activation.deactivate(self._group, active)
