@@ -83,6 +83,8 @@ def test_reading_many(tmp_path: Path, version: int) -> None:
         for number, text in found.items():
             offset = block_slots.slot_offset(number, version)
             assert text == data[offset : offset + 512]
+        for number in list(found)[:2]:
+            assert slots.read(number) == found[number]
 
     check()
     assert slots.read_all(range(1, 2001)).keys() == set(range(1, 2001))
@@ -90,7 +92,9 @@ def test_reading_many(tmp_path: Path, version: int) -> None:
 
 def test_a_short_file(tmp_path: Path) -> None:
     (tmp_path / "metadata").write_bytes(b"x" * (512 * 5 + 100))
-    found = Slots(str(tmp_path / "metadata"), 4).read_all([4, 5, 6, 1900])
+    slots = Slots(str(tmp_path / "metadata"), 4)
+    found = slots.read_all([4, 5, 6, 1900])
+    assert {slot: slots.read(slot) for slot in found} == found
     assert found[4] == b"x" * 512
     assert found[5] == b"x" * 100 + bytes(412)
     assert found[6] == found[1900] == bytes(512)

@@ -76,7 +76,10 @@ class Slots:
 
     def read(self, slot: int) -> bytes:
         """The 512 bytes of a slot."""
-        return self.read_all((slot,))[slot]
+        offset = self._offset(slot)
+        start = offset - offset % files.DIRECT_ALIGN
+        data = files.read_direct(self._path, files.DIRECT_ALIGN, start)
+        return data[offset - start : offset - start + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
 
     def read_all(self, slots: Collection[int]) -> dict[int, bytes]:
         """The same of many at once; what lies past the end of the file reads as NULs."""
