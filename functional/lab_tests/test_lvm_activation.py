@@ -91,6 +91,7 @@ def test_active_volumes(world: World) -> None:
         "a-b": 2 * EXTENT,
         "c": EXTENT,
     }
+    assert mapper.active(VG, ["c"]) == {"c": mapper.active(VG)["c"]}  # found by its name alone
     write(world.path("a-b"), ONES, EXTENT)
     mapper.activate(group, ["c"])
 
