@@ -11,7 +11,6 @@ speed there, and sanlock waits for who does.)  Run as a program it is an agent w
     benchmarks/loop_volumes.py --pieces DIRECTORY <what vdsm-storaged takes>
 """
 
-
 from __future__ import annotations
 
 import argparse
@@ -100,13 +99,14 @@ class Pieces:
         loops.limit(os.readlink(self._directory / vg / lv), size)
 
     def active(self, vg: str, lvs: Sequence[str] = ()) -> Mapping[str, ActiveLv]:
-        found = {}
-        with contextlib.suppress(FileNotFoundError):
-            for link in os.scandir(self._directory / vg):
-                name = os.path.basename(os.readlink(link.path))
-                sectors = Path(f"/sys/block/{name}/size").read_text()
-                found[link.name] = ActiveLv(int(sectors) * 512)
-        return found
+        """As device-mapper's: known ones by their names."""
+        directory = self._directory / vg
+        links = {lv: directory / lv for lv in lvs}
+        if not lvs or not all(map(os.path.lexists, links.values())):
+            links = {}
+            with contextlib.suppress(FileNotFoundError):
+                links = {link.name: directory / link.name for link in os.scandir(directory)}
+        return {lv: ActiveLv(_bytes_of(link)) for lv, link in links.items()}
 
     def close(self) -> list[str]:
         """What was still in use."""
@@ -120,6 +120,11 @@ class Pieces:
                 loops.release(device)
         os.unlink(self._dev)
         return left
+
+
+def _bytes_of(link: Path) -> int:
+    sectors = Path(f"/sys/block/{os.path.basename(os.readlink(link))}/size").read_text()
+    return int(sectors) * 512
 
 
 def piece(vg: VolumeGroup, devices: Mapping[str, str], lv: str) -> tuple[str, int, int]:
