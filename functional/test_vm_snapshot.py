@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ def test_all_disks_or_none(lab: VmLab, vm: Machine) -> None:
         assert leaves(vm) == before
 
 
-def test_new_volume_that_qemu_cannot_open(lab: VmLab, vm: Machine) -> None:
+def cannot_open(lab: VmLab, vm: Machine) -> None:
     """No disk switches, and QEMU has neither new file open any more."""
     before = leaves(vm)
     drives = [drive(lab, disk) for disk in vm.disks]
@@ -149,6 +150,27 @@ def test_new_volume_that_qemu_cannot_open(lab: VmLab, vm: Machine) -> None:
     opened = {os.path.basename(file.readlink()) for file in files.iterdir()}
     assert before <= opened
     assert opened.isdisjoint(one["volumeID"] for one in drives)
+
+
+def test_new_volume_that_qemu_cannot_open(lab: VmLab, vm: Machine) -> None:
+    """Its snapshot leaves nothing, also while somebody asks libvirt something all the time."""
+    before = leaves(vm)
+    cannot_open(lab, vm)
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            vm.guest.domain.blockInfo("vda")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(3):
+            cannot_open(lab, vm)
+    finally:
+        over.set()
+        asking.join()
+    assert leaves(vm) == before
 
 
 def test_what_is_refused_at_once(lab: VmLab, vm: Machine) -> None:

@@ -47,6 +47,8 @@ from vdsm_storage.vms.snapshot_request import KIND, NewLeaf, SnapshotRequest, sn
 
 TURN: Final = 60.0  # seconds to wait for another operation on the VM's disks
 LOOK: Final = 0.5  # seconds between two looks at what libvirt does
+BRIEF: Final = 2.0  # seconds that questions of others may keep libvirt busy with a VM
+PEEK: Final = 0.05  # seconds between two looks at that
 
 log = logging.getLogger("vms.snapshot")
 
@@ -256,7 +258,7 @@ class Snapshots:
         tools = self._tools
         tools.registry.state(asked.vm)
         try:
-            if tools.vms.busy(asked.vm):
+            if self._is_at_work(asked.vm):
                 raise _StillBusyError("libvirt is still at work on it")
         except VmError as error:
             raise tools.registry.gone(asked.vm, error) from error
@@ -265,6 +267,15 @@ class Snapshots:
         if used and len(used) < len(asked.drives):
             raise _MixedError("some disks switched, others did not")
         return bool(used)
+
+    def _is_at_work(self, vm: str) -> bool:
+        """Whether libvirt does something to the VM that lasts.  Raises VmError, 59."""
+        end, never = Deadline(self._tools.clock, BRIEF), threading.Event()
+        while self._tools.vms.busy(vm):
+            if end.passed():
+                return True
+            self._tools.clock.wait(never, PEEK)
+        return False
 
     def _used(self, asked: SnapshotRequest) -> dict[str, NewLeaf]:
         """The new volumes that the VM writes to, by target."""
