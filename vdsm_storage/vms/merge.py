@@ -47,6 +47,7 @@ STARTS: Final = 3  # attempts to start when libvirt went away meanwhile
 LOOK: Final = (0.2, 2.0)  # seconds between two looks at a job, at first and at last
 AGAIN: Final = (1.0, 30.0)  # seconds until a pivot that failed is tried again
 FAILURES: Final = 5  # of libvirt's in a row: while a VM ends, its QEMU is gone in many ways
+MISSED: Final = 3  # looks in a row that find no block job, until it has ended early
 STOP: Final = 120.0  # seconds for an aborted job to end
 
 log = logging.getLogger("vms.merge")
@@ -222,19 +223,21 @@ class Merges:
 
         Raises MergeFailed (52) when the block job ended too early.
         """
-        pause = LOOK[0]
+        pause, missed = LOOK[0], 0
         while True:
             now = self._standing(op, asked)
             if now is None or now.has_merged(asked) or now.mirror == "yes":
                 return now
-            if now.job is None:
+            if now.job is not None:
+                missed = 0
+                if now.job.end > 0:
+                    op.progress(0.95 * now.job.cur / now.job.end)
+                self._keep_pace(op, asked, now.job)
+            elif (missed := missed + 1) == MISSED:
                 raise asked.failed(
                     "the block job ended early: no space was left, or the storage failed; the"
                     " chain is as it was, merge again when the storage is in order"
                 )
-            if now.job.end > 0:
-                op.progress(0.95 * now.job.cur / now.job.end)
-            self._keep_pace(op, asked, now.job)
             op.check()
             self._tools.clock.wait(op.cancel.event, pause)
             op.check()
