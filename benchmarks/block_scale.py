@@ -54,6 +54,7 @@ QUICK = 1000  # the largest N of --quick
 LARGE = 1000  # of this N on a promise is made about looks after changes
 LARGEST = (15000, 20000, 30000)  # where one extend is expected to take a second
 SLOTS = 2000
+ANOTHER_HOST = 99
 KIB = 1024
 LOOK = ("--noheadings", "-o", "lv_name,lv_size,lv_tags,seg_pe_ranges")
 
@@ -132,9 +133,12 @@ class Scale:
         return wall(lambda: lvm(*argv))
 
     def bare_create(self, lvm: Run, activate: Callable[[str], None] = nothing) -> float:
-        """A volume of one extent, tagged as half made, then not any more."""
+        """A volume of one extent, tagged as half made, then not any more.
+
+        Of a host that there is none of: the agent would remove what its own one left.
+        """
         bench, name = self.bench, str(uuid.uuid4())
-        half_made = (names.INITIALIZING, f"{names.OWNER}1")
+        half_made = (names.INITIALIZING, f"{names.OWNER}{ANOTHER_HOST}")
         tags = (f"IU_{uuid.uuid4()}", f"PU_{uuid.UUID(int=0)}", "MD_1", *half_made)
         [argv] = bench.commands(CreateLv(name, EXTENT, tags))
         took = wall(lambda: lvm(*argv)) + wall(lambda: activate(name))
