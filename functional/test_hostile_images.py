@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from functional import clients_image
 from functional.attacks import attacks, hostile_lab, local, posix, run
 from functional.outside import SECRET, Outside
 from functional.pool_lab import COW, MIB, RAW, Lab, Volume
@@ -75,11 +76,9 @@ def with_snapshot(path: Path) -> None:
 
 
 def encrypted(path: Path) -> None:
-    argv = [
-        "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x",
-        "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", str(path), "4M",
-    ]  # fmt: skip
-    subprocess.run(argv, check=True, timeout=120)
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    key = ("--object", "secret,id=s,data=x")
+    clients_image.create(path, "-f", "qcow2", *key, "-o", options, size="4M")
 
 
 # Of volumes that should be cow images of 4 MiB without a backing file.

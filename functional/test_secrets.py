@@ -19,6 +19,7 @@ import libvirt
 import libvirt_qemu
 import pytest
 
+from functional import clients_image
 from functional.guests.guest import Disk, Plan, definition
 from functional.guests.libvirtd import Libvirtd
 from functional.processes import BIN, AgentProcess
@@ -108,16 +109,9 @@ class World:
         if not path.exists():
             password = self.directory / "password"
             password.write_text(VALUE)
-            argv = [
-                "qemu-img", "create", "-q", "-f", "qcow2",
-                "--object", f"secret,id=s,file={password}",
-                "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "16M",
-            ]  # fmt: skip
-            for _ in range(10):
-                # Now and then: "Unable to get accurate CPU usage", where clocks are coarse.
-                if subprocess.run(argv, timeout=120, check=False).returncode == 0:
-                    break
-                path.unlink(missing_ok=True)
+            options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+            key = ("--object", f"secret,id=s,file={password}")
+            clients_image.create(path, "-f", "qcow2", *key, "-o", options, size="16M")
             password.unlink()
         return path
 

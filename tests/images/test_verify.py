@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from functional import clients_image
 from vdsm_storage.errors import CommandError, ImageVerificationError
 from vdsm_storage.host.qemu_img import Image, NewImage, QemuImg
 from vdsm_storage.images import qcow2_header
@@ -22,7 +24,7 @@ MIB = 1024 * 1024
 
 def create(path, *options, size="2M"):
     """Upload: what a client's own qemu-img made."""
-    subprocess.run(["qemu-img", "create", "-q", *options, str(path), size], check=True, timeout=60)
+    clients_image.create(Path(path), *options, size=size)
 
 
 def verify(datalab, ref):
