@@ -110,7 +110,8 @@ class DeviceMapper:
         reason = self._change(group, ["--activate", "n"], wanted)
         if not wanted:
             return
-        left = [lv for lv in wanted if lv in self.active(group.name)]
+        active = self.active(group.name, wanted)
+        left = [lv for lv in wanted if lv in active]
         if left:
             why = reason or "it is still there"
             if any(words in why for words in _IN_USE):

@@ -32,17 +32,9 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644, suffix: str = ".new"
     next write takes it over.  Raises OSError.
     """
     new = path + suffix
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        os.fchmod(fd, mode)
+    with _making(new, os.O_TRUNC, mode) as fd:
         _write_all(fd, data)
         os.fsync(fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise
-    finally:
-        os.close(fd)
     os.rename(new, path)
     sync_directory(os.path.dirname(path))
 
@@ -53,12 +45,20 @@ def write_new(path: str, data: bytes, mode: int = 0o644) -> None:
 
     Raises FileExistsError, and other OSError.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        os.fchmod(fd, mode)
+    with _making(path, os.O_EXCL, mode) as fd:
         _write_all(fd, data)
         os.fsync(fd)
         sync_directory(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def _making(path: str, flags: int, mode: int) -> Iterator[int]:
+    """A descriptor to write the file by; after an error in the block the file is gone."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, flags, mode)
+    try:
+        os.fchmod(fd, mode)
+        yield fd
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)

@@ -64,7 +64,7 @@ class MergedDisks:
         return drive
 
     def job(self, vm: str, disk: str) -> BlockJob | None:
-        """The block job on a disk.  Raises 1, 6, 59."""
+        """The block job on a disk.  Raises 1, 6, 59, and 100 for another failure of libvirt's."""
         try:
             return self.jobs.job(vm, disk)
         except VmError as error:
